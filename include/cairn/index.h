@@ -1,0 +1,93 @@
+/* index.h - top-k search over the landmark keys of one (layer, KV head).
+ *
+ * Rows are unrotated landmark keys, numbered 0, 1, 2, ... in the order they were added; the metric is the
+ * inner product (paper section 3.2: the blocks with the largest landmark scores). An index is a sealed
+ * part of some kind plus a tail scanned exactly, so a row can be found the moment it is added.
+ *
+ * Kinds: "scan" (int8 rows, the best candidates re-scored in full precision), "exact" (every row in full
+ * precision: the twin the others are judged by), and over FAISS "flat", "sq8", "ivf", "hnsw" or any
+ * FAISS factory string ("IVF256,Flat", "HNSW16,SQ8", ...; options after a colon: "ivf:nprobe=32").
+ * Scores returned are always exact: query times the stored row, accumulated in f32 in a fixed order.
+ *
+ * Ties break newest (largest id) first, independent of threads; where FAISS decides at the k-th place among
+ * equals, the set is what FAISS gives.
+ *
+ * Threads: searches of one index may run in parallel, each with its own scratch; add, seal, load do not
+ * overlap with anything.
+ */
+#ifndef CAIRN_INDEX_H
+#define CAIRN_INDEX_H
+
+#include <cairn/base.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct cairn_index cairn_index;                 /* new / free */
+typedef struct cairn_index_scratch cairn_index_scratch; /* new / free: one per searching thread */
+
+/* INVALID: a kind FAISS's factory refuses, with its reason. row_dtype: F32, F16 or BF16, how rows are kept. */
+CAIRN_API cairn_status cairn_index_new(const char *kind, uint32_t dim, cairn_dtype row_dtype, cairn_index **out);
+CAIRN_API void cairn_index_free(cairn_index *index);
+CAIRN_API const char *cairn_index_kind(const cairn_index *index);
+CAIRN_API bool cairn_index_is_scan(const char *kind); /* kinds that need no file: scan, exact, "" */
+
+/* Appends n rows of row_dtype elements (n, dim). */
+CAIRN_API cairn_status cairn_index_add(cairn_index *index, size_t n, const void *rows);
+CAIRN_API size_t cairn_index_count(const cairn_index *index);
+CAIRN_API size_t cairn_index_sealed(const cairn_index *index); /* rows [0, sealed) are in the kind's own structure */
+/* Brings rows [0, upto) into the sealed part (training it at the first call). No-op for scan and exact. */
+CAIRN_API cairn_status cairn_index_seal(cairn_index *index, size_t upto);
+CAIRN_API size_t cairn_index_bytes(const cairn_index *index); /* heap it holds, rows included */
+/* Row `id` as f32 (dim). */
+CAIRN_API void cairn_index_row(const cairn_index *index, uint32_t id, float *out);
+
+typedef struct cairn_index_hit {
+    uint32_t id;
+    float score; /* query . row, exact */
+} cairn_index_hit;
+
+typedef struct cairn_index_query {
+    const float *q; /* (dim) */
+    uint32_t lo;    /* only rows [lo, hi) count */
+    uint32_t hi;
+} cairn_index_query;
+
+/* What one query learnt about the rows it did not choose: log-sum-exp over all rows of [lo, hi). */
+typedef struct cairn_index_mass {
+    float lse;   /* log sum exp(score); -inf for an empty range */
+    float error; /* |true - lse| is at most this: 0 every row in full precision, > 0 a quantization bound,
+                    INFINITY where rows were left unscored */
+} cairn_index_mass;
+
+CAIRN_API cairn_status cairn_index_scratch_new(cairn_index_scratch **out);
+CAIRN_API void cairn_index_scratch_free(cairn_index_scratch *scratch);
+
+/* For each of nq queries the k best rows of its range, best first, ties newest first: hits (nq, k), found (nq).
+ * mass (nq) may be NULL; asking for it costs a pass over the scores. A batch shares work: rows of a prefill chunk
+ * that share a rotation belong in one call. */
+CAIRN_API cairn_status cairn_index_search(const cairn_index *index, cairn_index_scratch *scratch,
+                                          const cairn_index_query *queries, size_t nq, uint32_t k,
+                                          cairn_index_hit *hits, uint32_t *found, cairn_index_mass *mass);
+/* Exact scores of rows [lo, hi): out (hi - lo). Used by the scopes that need a softmax over all landmarks. */
+CAIRN_API void cairn_index_scores(const cairn_index *index, const float *q, uint32_t lo, uint32_t hi, float *out);
+
+/* The sealed part as a file (not for scan kinds: INVALID). Written beside, synced, renamed. *out_hash is XXH3-64 of it.
+ */
+CAIRN_API cairn_status cairn_index_save(const cairn_index *index, const char *path, uint64_t *out_hash);
+/* Replaces the sealed part by the file's; `sealed` rows must already have been added. The file is believed only if its
+ * hash is `hash`, and its dimension, metric and count fit: else CORRUPT or NOT_FOUND and the index is left unsealed
+ * (still right: everything is scanned). `map` maps inverted lists where FAISS can. */
+CAIRN_API cairn_status cairn_index_load(cairn_index *index, const char *path, uint64_t hash, size_t sealed, bool map);
+
+/* `auto`: which kind is fastest at equal answers for these rows on this machine? Times the candidate kinds on up to
+ * max_queries of the given queries (or of the rows themselves when queries is NULL) within about budget_ms, against the
+ * exact scan. Writes the kind's name and one sentence why. Small sets answer "scan" at once. */
+CAIRN_API cairn_status cairn_index_calibrate(const cairn_index *rows, const float *queries, size_t n_queries,
+                                             uint32_t k, uint32_t budget_ms, char kind[64], char why[160]);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

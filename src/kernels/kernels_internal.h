@@ -1,0 +1,112 @@
+/* kernels_internal.h - arithmetic: one table of plain loops (the definition of right) and faster twins
+ * chosen at run time; behind a second door, OpenBLAS.
+ *
+ * Chunk invariance: the result for one row (one query, one tile, one weight row) never depends, in any bit, on
+ * how many other rows are in the call. Prefill in chunks of any size, with any number of threads, then gives the
+ * same bits; sessions build on that. Between tables results differ by rounding, within the bounds tests state.
+ * Integer work (the int8 scan) is identical in every table.
+ *
+ * All pointers may be unaligned and all lengths odd; dims of 1..1024 work, multiples of 16 are fast.
+ */
+#ifndef CAIRN_KERNELS_INTERNAL_H
+#define CAIRN_KERNELS_INTERNAL_H
+
+#include "base_internal.h"
+
+/* K and V of one block, one layer, one KV head, as stored. Mirrors cairn_tile_view without the store. */
+typedef struct cairn_tile {
+    cairn_dtype dtype;
+    uint32_t tokens;           /* T */
+    uint32_t head_dim;         /* D */
+    const void *keys;          /* (T, D) */
+    const void *values;        /* (T, D) */
+    const float *key_scales;   /* (D), q8 only */
+    const float *value_scales; /* (T), q8 only */
+} cairn_tile;
+
+/* Weight matrices as GGUF stores them, row-major (rows, cols). */
+typedef enum cairn_wtype {
+    CAIRN_W_F32,
+    CAIRN_W_F16,
+    CAIRN_W_BF16,
+    CAIRN_W_Q8_0 /* blocks of 32: f16 scale, 32 int8; 34 bytes */
+} cairn_wtype;
+size_t cairn_wtype_row_bytes(cairn_wtype type, size_t cols); /* 0 if cols does not fit the type */
+
+enum { CAIRN_SCAN_GROUP = 16 }; /* rows interleaved in the int8 scan */
+
+typedef struct cairn_kernels {
+    const char *name; /* "ref", "avx2", "avx512": benches print it */
+
+    /* ---- vectors of f32 ---- */
+    float (*dot)(const float *a, const float *b, size_t n);
+    void (*axpy)(float *y, float alpha, const float *x, size_t n); /* y += alpha * x */
+    void (*scale)(float *x, float alpha, size_t n);
+    float (*max)(const float *x, size_t n); /* -inf for n = 0 */
+    /* x[i] = exp(x[i] - shift), returns the sum; exp to 2 ulp, exp(-inf) = 0, exact 1 at 0. */
+    float (*exp_shift)(float *x, float shift, size_t n);
+    float (*exp_sum)(const float *x, float shift, size_t n); /* the same sum without storing */
+    /* Indexes (ascending) of the x[i] >= least; out has room for n. Returns how many. */
+    size_t (*above)(const float *x, float least, size_t n, uint32_t *out);
+
+    /* ---- conversion: F32 copies; to F16/BF16 rounds to nearest even, overflow to inf as IEEE does ---- */
+    void (*widen)(float *out, const void *in, cairn_dtype dtype, size_t n);  /* F32, F16, BF16 */
+    void (*narrow)(void *out, const float *in, cairn_dtype dtype, size_t n); /* F32, F16, BF16 */
+
+    /* ---- layers ---- */
+    void (*rms_norm)(float *out, const float *x, const float *weight, size_t n, float eps); /* out may be x */
+    void (*silu_mul)(float *gate, const float *up, size_t n);                               /* gate = silu(gate) * up */
+    /* out = x rotated by the angle whose cos and sin are given, (n/2) each. Half split: pairs (i, i + n/2);
+     * interleaved: pairs (2i, 2i+1). (x1, x2) -> (x1 c - x2 s, x2 c + x1 s). out may be x. */
+    void (*rotate)(float *out, const float *x, const float *cos, const float *sin, size_t n, bool interleaved);
+    /* y[r] = W[r] . x for rows [first, first + n): one token's product, straight from the stored type. */
+    void (*matvec)(float *y, const void *weights, cairn_wtype type, size_t cols, size_t first, size_t n,
+                   const float *x);
+    /* rows [first, first + n) of a weight matrix as f32, (n, cols) */
+    void (*dequant)(float *out, const void *weights, cairn_wtype type, size_t cols, size_t first, size_t n);
+
+    /* ---- attention over one tile; q rows are scaled and rotated already. Gathered: q[i], out[i] are row pointers ----
+     */
+    /* scores[i * ld + t] = q[i] . key t, t < tile->tokens */
+    void (*tile_scores)(const cairn_tile *tile, size_t nq, const float *const *q, float *scores, size_t ld,
+                        void *scratch);
+    /* out[i] += sum_t p[i * ld + t] * value t */
+    void (*tile_mix)(const cairn_tile *tile, size_t nq, const float *p, size_t ld, float *const *out, void *scratch);
+    /* The whole virtual key (paper section 3.1): r = softmax(q K^T); out[i] += weight[i] * r V; lse[i] (may be NULL) =
+     * log-sum-exp of the scores. tokens = 0 adds nothing and gives lse = -inf. */
+    void (*tile_attend)(const cairn_tile *tile, size_t nq, const float *const *q, const float *weight,
+                        float *const *out, float *lse, void *scratch);
+
+    /* ---- int8 scan: rows interleaved by 16, dim padded to a multiple of 4 with zeros ----
+     * element (row r, dim j) is at (r/16)*16*dim + (j/4)*64 + (r%16)*4 + j%4.
+     * score = ((float)sum * row_scale[r]) * q_scale, sum exact in int32. Scores rows [16*group, 16*(group+groups)):
+     * scores[i * ld + (r - 16*group)]. row_sum[r] = sum of the row's int8 values (for the unsigned trick). */
+    void (*scan_i8)(const int8_t *rows, const float *row_scale, const int32_t *row_sum, size_t group, size_t groups,
+                    size_t dim, const int8_t *q, const float *q_scale, size_t nq, float *scores, size_t ld);
+} cairn_kernels;
+
+extern const cairn_kernels cairn_kernels_ref;
+const cairn_kernels *cairn_kernels_avx2(void);   /* NULL where the CPU or the build has none (needs AVX2, FMA, F16C) */
+const cairn_kernels *cairn_kernels_avx512(void); /* NULL likewise (F, BW, DQ, VL; VNNI used when there) */
+/* The best this CPU can run; CAIRN_KERNELS=ref|avx2|avx512 in the environment asks for a lesser one. */
+const cairn_kernels *cairn_kernels_best(void);
+
+/* Scratch the tile functions need for nq <= 64 rows of this shape at a time (more rows are cut up inside). */
+size_t cairn_tile_scratch_bytes(uint32_t tokens, uint32_t head_dim);
+
+/* f32 rows to a tile payload (keys, values, q8 scales: see cairn_tile_payload_bytes) and back to a cairn_tile over it.
+ * q8: key scale per channel = max|k|/127 over the tokens, value scale per token; 0 rows give scale 0. */
+void cairn_tile_encode(const cairn_kernels *kernels, cairn_dtype dtype, uint32_t tokens, uint32_t head_dim,
+                       const float *keys, const float *values, void *payload);
+cairn_tile cairn_tile_over(const void *payload, cairn_dtype dtype, uint32_t tokens, uint32_t head_dim);
+
+/* One row to int8: values[dim padded], returns the scale (max|x|/127); *sum = sum of the int8 values. */
+float cairn_scan_quantize(const float *row, size_t dim, int8_t *values, int32_t *sum);
+
+/* ---- matrix products through OpenBLAS (the only file that includes cblas.h), one thread, called from our own ---- */
+
+/* C (m, n) = A (m, k) * B (n, k)^T; row-major, leading dimensions in elements. */
+void cairn_gemm_nt(size_t m, size_t n, size_t k, const float *a, size_t lda, const float *b, size_t ldb, float *c,
+                   size_t ldc);
+
+#endif

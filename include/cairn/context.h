@@ -49,6 +49,8 @@ CAIRN_API cairn_status cairn_session_begin(cairn_store *store, const cairn_atten
                                            const char *const *contexts, size_t n, const cairn_session_options *opt,
                                            cairn_session **out);
 CAIRN_API void cairn_session_end(cairn_session *session);
+/* The shape it was begun with; lives as long as the session. */
+CAIRN_API const cairn_attention_shape *cairn_session_shape(const cairn_session *session);
 
 /* Tokens that must be run through the model first, from slot cairn_session_slot: the context's tail. May be empty. */
 CAIRN_API cairn_status cairn_session_tail(const cairn_session *session, const cairn_token **tokens, size_t *n);

@@ -1,0 +1,31 @@
+/* blas.c - the one file that includes cblas.h. OpenBLAS runs on one thread: callers bring their own. */
+#include "kernels_internal.h"
+
+#include <assert.h>
+#include <limits.h>
+#include <pthread.h>
+
+#include <cblas.h>
+
+static void one_thread(void)
+{
+    openblas_set_num_threads(1);
+}
+
+void cairn_gemm_nt(size_t m, size_t n, size_t k, const float *a, size_t lda, const float *b, size_t ldb, float *c,
+                   size_t ldc)
+{
+    assert(m <= INT_MAX && n <= INT_MAX && k <= INT_MAX);
+    assert(lda >= k && lda <= INT_MAX);
+    assert(ldb >= k && ldb <= INT_MAX);
+    assert(ldc >= n && ldc <= INT_MAX);
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, one_thread);
+    if (m == 0 || n == 0) return;
+    if (k == 0) { /* an empty sum; BLAS wants leading dimensions of at least 1 */
+        for (size_t i = 0; i < m; i++) memset(c + i * ldc, 0, n * sizeof *c);
+        return;
+    }
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (blasint)m, (blasint)n, (blasint)k, 1.0f, a, (blasint)lda, b,
+                (blasint)ldb, 0.0f, c, (blasint)ldc);
+}

@@ -1,0 +1,34 @@
+/* dispatch.c - which tables this build has and this CPU can run. Compiled for the plain architecture. */
+#include "twins_internal.h"
+
+#include <stdlib.h>
+
+const cairn_kernels *cairn_kernels_avx2(void)
+{
+#ifdef CAIRN_HAVE_AVX2
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
+        return &cairn_kernels_avx2_table;
+#endif
+    return NULL;
+}
+
+const cairn_kernels *cairn_kernels_avx512(void)
+{
+#ifdef CAIRN_HAVE_AVX512
+    if (cairn_kernels_avx2() == NULL) return NULL;
+    if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw")) return NULL;
+    if (!__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl")) return NULL;
+    return __builtin_cpu_supports("avx512vnni") ? &cairn_kernels_avx512_vnni_table : &cairn_kernels_avx512_table;
+#endif
+    return NULL;
+}
+
+const cairn_kernels *cairn_kernels_best(void)
+{
+    const char *asked =
+        getenv("CAIRN_KERNELS"); /* an unknown word, or more than the CPU has, gives the best there is */
+    const cairn_kernels *avx2 = cairn_kernels_avx2(), *avx512 = cairn_kernels_avx512();
+    if (asked != NULL && strcmp(asked, "ref") == 0) return &cairn_kernels_ref;
+    if (avx512 != NULL && (asked == NULL || strcmp(asked, "avx2") != 0)) return avx512;
+    return avx2 != NULL ? avx2 : &cairn_kernels_ref;
+}

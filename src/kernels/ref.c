@@ -1,0 +1,264 @@
+/* ref.c - the definition of right: plain loops, sums in double, rounded to float once at the end. */
+#include "half.h"
+#include "kernels_internal.h"
+
+#include <assert.h>
+#include <math.h>
+
+enum { Q8_BLOCK = 32, Q8_BLOCK_BYTES = 34 };
+
+/* ---- vectors ---- */
+
+static float ref_dot(const float *a, const float *b, size_t n)
+{
+    double sum = 0;
+    for (size_t i = 0; i < n; i++) sum += (double)a[i] * b[i];
+    return (float)sum;
+}
+
+static void ref_axpy(float *y, float alpha, const float *x, size_t n)
+{
+    for (size_t i = 0; i < n; i++) y[i] += alpha * x[i];
+}
+
+static void ref_scale(float *x, float alpha, size_t n)
+{
+    for (size_t i = 0; i < n; i++) x[i] *= alpha;
+}
+
+static float ref_max(const float *x, size_t n)
+{
+    float most = -INFINITY;
+    for (size_t i = 0; i < n; i++)
+        if (x[i] > most) most = x[i]; /* a nan is never more */
+    return most;
+}
+
+static float ref_exp_shift(float *x, float shift, size_t n)
+{
+    double sum = 0;
+    for (size_t i = 0; i < n; i++) sum += x[i] = expf(x[i] - shift);
+    return (float)sum;
+}
+
+static float ref_exp_sum(const float *x, float shift, size_t n)
+{
+    double sum = 0;
+    for (size_t i = 0; i < n; i++) sum += expf(x[i] - shift);
+    return (float)sum;
+}
+
+static size_t ref_above(const float *x, float least, size_t n, uint32_t *out)
+{
+    size_t count = 0;
+    for (size_t i = 0; i < n; i++)
+        if (x[i] >= least) out[count++] = (uint32_t)i;
+    return count;
+}
+
+/* ---- conversion; `in` may sit at any byte ---- */
+
+static uint16_t load16(const void *base, size_t i)
+{
+    uint16_t v;
+    memcpy(&v, (const char *)base + 2 * i, sizeof v);
+    return v;
+}
+static void store16(void *base, size_t i, uint16_t v)
+{
+    memcpy((char *)base + 2 * i, &v, sizeof v);
+}
+static float load_f32(const void *base, size_t i)
+{
+    float v;
+    memcpy(&v, (const char *)base + 4 * i, sizeof v);
+    return v;
+}
+
+/* Element i of a tile's span; q8 without its scale. */
+static float element(const void *base, cairn_dtype dtype, size_t i)
+{
+    switch (dtype) {
+    case CAIRN_F32: return load_f32(base, i);
+    case CAIRN_F16: return half_widen_f16(load16(base, i));
+    case CAIRN_BF16: return half_widen_bf16(load16(base, i));
+    case CAIRN_Q8: return ((const int8_t *)base)[i];
+    }
+    return 0;
+}
+
+static void ref_widen(float *out, const void *in, cairn_dtype dtype, size_t n)
+{
+    assert(dtype != CAIRN_Q8);
+    for (size_t i = 0; i < n; i++) out[i] = element(in, dtype, i);
+}
+
+static void ref_narrow(void *out, const float *in, cairn_dtype dtype, size_t n)
+{
+    assert(dtype != CAIRN_Q8);
+    switch (dtype) {
+    case CAIRN_F16:
+        for (size_t i = 0; i < n; i++) store16(out, i, half_narrow_f16(in[i]));
+        break;
+    case CAIRN_BF16:
+        for (size_t i = 0; i < n; i++) store16(out, i, half_narrow_bf16(in[i]));
+        break;
+    default:
+        if (n > 0) memcpy(out, in, n * sizeof *in);
+    }
+}
+
+/* ---- layers ---- */
+
+static void ref_rms_norm(float *out, const float *x, const float *weight, size_t n, float eps)
+{
+    double sum = 0;
+    for (size_t i = 0; i < n; i++) sum += (double)x[i] * x[i];
+    float factor = n > 0 ? (float)(1.0 / sqrt(sum / (double)n + eps)) : 0;
+    for (size_t i = 0; i < n; i++) out[i] = x[i] * factor * weight[i];
+}
+
+static void ref_silu_mul(float *gate, const float *up, size_t n)
+{
+    for (size_t i = 0; i < n; i++) gate[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
+}
+
+static void ref_rotate(float *out, const float *x, const float *cos, const float *sin, size_t n, bool interleaved)
+{
+    size_t half = n / 2, step = interleaved ? 2 : 1, apart = interleaved ? 1 : half;
+    for (size_t i = 0; i < half; i++) {
+        float x1 = x[i * step], x2 = x[i * step + apart];
+        out[i * step] = x1 * cos[i] - x2 * sin[i];
+        out[i * step + apart] = x2 * cos[i] + x1 * sin[i];
+    }
+}
+
+/* Weight (row, col) of a matrix whose rows take row_bytes. */
+static float weight_at(const void *weights, cairn_wtype type, size_t row_bytes, size_t row, size_t col)
+{
+    const char *at = (const char *)weights + row * row_bytes;
+    switch (type) {
+    case CAIRN_W_F32: return load_f32(at, col);
+    case CAIRN_W_F16: return half_widen_f16(load16(at, col));
+    case CAIRN_W_BF16: return half_widen_bf16(load16(at, col));
+    case CAIRN_W_Q8_0: {
+        const char *block = at + col / Q8_BLOCK * Q8_BLOCK_BYTES;
+        return half_widen_f16(load16(block, 0)) * (float)((const int8_t *)block)[2 + col % Q8_BLOCK];
+    }
+    }
+    return 0;
+}
+
+static void ref_matvec(float *y, const void *weights, cairn_wtype type, size_t cols, size_t first, size_t n,
+                       const float *x)
+{
+    size_t row_bytes = cairn_wtype_row_bytes(type, cols);
+    for (size_t r = 0; r < n; r++) {
+        double sum = 0;
+        for (size_t c = 0; c < cols; c++) sum += (double)weight_at(weights, type, row_bytes, first + r, c) * x[c];
+        y[r] = (float)sum;
+    }
+}
+
+static void ref_dequant(float *out, const void *weights, cairn_wtype type, size_t cols, size_t first, size_t n)
+{
+    size_t row_bytes = cairn_wtype_row_bytes(type, cols);
+    for (size_t r = 0; r < n; r++)
+        for (size_t c = 0; c < cols; c++) out[r * cols + c] = weight_at(weights, type, row_bytes, first + r, c);
+}
+
+/* ---- tiles ---- */
+
+static void ref_tile_scores(const cairn_tile *tile, size_t nq, const float *const *q, float *scores, size_t ld,
+                            void *scratch)
+{
+    (void)scratch;
+    size_t dim = tile->head_dim;
+    for (size_t i = 0; i < nq; i++)
+        for (size_t t = 0; t < tile->tokens; t++) {
+            double sum = 0;
+            for (size_t d = 0; d < dim; d++) {
+                double key = element(tile->keys, tile->dtype, t * dim + d);
+                if (tile->dtype == CAIRN_Q8) key *= load_f32(tile->key_scales, d);
+                sum += key * q[i][d];
+            }
+            scores[i * ld + t] = (float)sum;
+        }
+}
+
+/* out += sum_t p[t] * factor * value t, for one row */
+static void mix_row(const cairn_tile *tile, const float *p, double factor, float *out)
+{
+    size_t dim = tile->head_dim;
+    for (size_t d = 0; d < dim; d++) {
+        double sum = 0;
+        for (size_t t = 0; t < tile->tokens; t++) {
+            double value = element(tile->values, tile->dtype, t * dim + d);
+            if (tile->dtype == CAIRN_Q8) value *= load_f32(tile->value_scales, t);
+            sum += p[t] * value;
+        }
+        out[d] += (float)(sum * factor);
+    }
+}
+
+static void ref_tile_mix(const cairn_tile *tile, size_t nq, const float *p, size_t ld, float *const *out, void *scratch)
+{
+    (void)scratch;
+    if (tile->tokens == 0) return;
+    for (size_t i = 0; i < nq; i++) mix_row(tile, p + i * ld, 1, out[i]);
+}
+
+static void ref_tile_attend(const cairn_tile *tile, size_t nq, const float *const *q, const float *weight,
+                            float *const *out, float *lse, void *scratch)
+{
+    float *p = scratch;
+    for (size_t i = 0; i < nq; i++) {
+        if (tile->tokens == 0) {
+            if (lse != NULL) lse[i] = -INFINITY;
+            continue;
+        }
+        ref_tile_scores(tile, 1, q + i, p, tile->tokens, NULL);
+        float most = ref_max(p, tile->tokens), sum = ref_exp_shift(p, most, tile->tokens);
+        if (lse != NULL) lse[i] = most + logf(sum);
+        mix_row(tile, p, (double)weight[i] / sum, out[i]);
+    }
+}
+
+/* ---- int8 scan ---- */
+
+static void ref_scan_i8(const int8_t *rows, const float *row_scale, const int32_t *row_sum, size_t group, size_t groups,
+                        size_t dim, const int8_t *q, const float *q_scale, size_t nq, float *scores, size_t ld)
+{
+    (void)row_sum;
+    for (size_t i = 0; i < nq; i++)
+        for (size_t g = 0; g < groups; g++)
+            for (size_t r = 0; r < CAIRN_SCAN_GROUP; r++) {
+                const int8_t *at = rows + (group + g) * CAIRN_SCAN_GROUP * dim + r * 4;
+                int32_t sum = 0;
+                for (size_t j = 0; j < dim; j++) sum += at[j / 4 * 64 + j % 4] * q[i * dim + j];
+                float scaled = (float)sum * row_scale[(group + g) * CAIRN_SCAN_GROUP + r];
+                scores[i * ld + g * CAIRN_SCAN_GROUP + r] = scaled * q_scale[i];
+            }
+}
+
+const cairn_kernels cairn_kernels_ref = {
+    .name = "ref",
+    .dot = ref_dot,
+    .axpy = ref_axpy,
+    .scale = ref_scale,
+    .max = ref_max,
+    .exp_shift = ref_exp_shift,
+    .exp_sum = ref_exp_sum,
+    .above = ref_above,
+    .widen = ref_widen,
+    .narrow = ref_narrow,
+    .rms_norm = ref_rms_norm,
+    .silu_mul = ref_silu_mul,
+    .rotate = ref_rotate,
+    .matvec = ref_matvec,
+    .dequant = ref_dequant,
+    .tile_scores = ref_tile_scores,
+    .tile_mix = ref_tile_mix,
+    .tile_attend = ref_tile_attend,
+    .scan_i8 = ref_scan_i8,
+};

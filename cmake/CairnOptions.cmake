@@ -33,7 +33,7 @@ function(cairn_room name)
   target_include_directories(cairn_${name} PUBLIC ${CMAKE_CURRENT_SOURCE_DIR} ${PROJECT_SOURCE_DIR}/include)
   target_link_libraries(cairn_${name} PRIVATE cairn_options)
   foreach(dep ${ROOM_LINK})
-    if(dep MATCHES "^cairn_")
+    if(dep MATCHES "^cairn_" AND NOT dep STREQUAL "cairn_faiss") # that one is CairnDeps' name for FAISS
       target_link_libraries(cairn_${name} PUBLIC ${dep})
     else()
       target_link_libraries(cairn_${name} PRIVATE ${dep})

@@ -95,13 +95,16 @@ CAIRN_API cairn_status cairn_grouped_softmax(const double *scores, const uint8_t
 
 /* Stingy slots (PAPER 2.4). Scoring slot of each of n cached blocks by age order, oldest first: out (n). */
 CAIRN_API void cairn_stingy_scoring_slots(size_t n, uint32_t k, uint32_t *out);
-/* Final slots of `chosen` blocks given as ascending ranks in age order (0 = oldest of n): out (chosen). */
+/* Final slots of `chosen` blocks given as ascending ranks in age order (0 = oldest of n): out (chosen). The prefix has
+ * min(k, n) + 1 slots, the tail comes right after it. chosen = min(k, n), or call with the smaller k. */
 CAIRN_API void cairn_stingy_slots(size_t n, uint32_t k, const uint32_t *ranks, size_t chosen, uint32_t *out);
 
 /* Reference twin "landmark_full" (and, with a shape whose scheme is DENSE, "dense"): one layer's attention of a whole
  * stream at once, plain loops, double accumulation. q (rows, heads, D), k and v (rows, kv_heads, D) before rotation,
  * with landmark rows in place (row r is a landmark iff r % (C+1) == C; never in DENSE). visible (rows, heads, blocks),
- * may be NULL: 1 = this past block may be seen; NULL = all. out (rows, heads, D). STINGY uses true positions (k >= n).
+ * blocks = rows / (C+1), may be NULL: 1 = this past block may be seen; NULL = all, of a local layer the newest
+ * local_window_blocks. INVALID for DENSE, which has no blocks. out (rows, heads, D). STINGY uses true positions
+ * (k >= n).
  */
 CAIRN_API cairn_status cairn_attention_reference(const cairn_attention_shape *shape, uint32_t layer, size_t rows,
                                                  const float *q, const float *k, const float *v, const uint8_t *visible,

@@ -1,0 +1,438 @@
+#include "twin.h"
+
+#include <stdio.h>
+
+/* ---- streams ---- */
+
+static float *random_rows(test_random *r, size_t rows, size_t heads, size_t dim)
+{
+    float *x = malloc(rows * heads * dim * sizeof *x + 1);
+    assert_non_null(x);
+    test_random_fill(r, x, rows * heads * dim);
+    return x;
+}
+
+void world_init(world *w, test_random *r, const world_spec *spec)
+{
+    memset(w, 0, sizeof *w);
+    assert_true(spec->layers <= WORLD_LAYERS && spec->heads <= WORLD_HEADS);
+    cairn_attention_shape_init(&w->shape, sizeof w->shape);
+    w->shape.layers = spec->layers;
+    w->shape.heads = spec->heads;
+    w->shape.kv_heads = spec->kv_heads;
+    w->shape.head_dim = spec->head_dim;
+    w->shape.block_tokens = spec->block_tokens;
+    w->shape.rope_interleaved = spec->interleaved;
+    w->shape.scheme = spec->scheme;
+    w->shape.local_layers = w->local;
+    if (spec->bias) {
+        for (size_t i = 0; i < (size_t)spec->layers * spec->heads; i++)
+            w->bias[i] = logf((float)spec->block_tokens) + 0.3F * test_random_normal(r);
+        w->shape.landmark_bias = w->bias;
+    }
+    w->rows = spec->rows;
+    for (uint32_t l = 0; l < spec->layers; l++) {
+        w->q[l] = random_rows(r, w->rows, spec->heads, spec->head_dim);
+        w->k[l] = random_rows(r, w->rows, spec->kv_heads, spec->head_dim);
+        w->v[l] = random_rows(r, w->rows, spec->kv_heads, spec->head_dim);
+    }
+    w->ids = malloc(w->rows * sizeof *w->ids + 1);
+    assert_non_null(w->ids);
+    for (size_t i = 0; i < w->rows; i++) w->ids[i] = (cairn_token)test_random_below(r, 50000);
+}
+
+void world_random(world *w, test_random *r, cairn_position_scheme scheme, size_t blocks)
+{
+    world_spec spec = {.layers = 1 + test_random_below(r, 3),
+                       .kv_heads = 1 + test_random_below(r, 2),
+                       .head_dim = 4 + 2 * test_random_below(r, 15),
+                       .block_tokens = 3 + test_random_below(r, 13),
+                       .scheme = scheme,
+                       .interleaved = test_random_below(r, 2) == 0,
+                       .bias = test_random_below(r, 3) != 0};
+    spec.heads = spec.kv_heads * (2 + test_random_below(r, 3));
+    spec.rows = blocks * (spec.block_tokens + 1) + test_random_below(r, spec.block_tokens + 1);
+    world_init(w, r, &spec);
+    w->shape.clamp_blocks = 1 + test_random_below(r, 4);
+    w->shape.window_blocks = test_random_below(r, 4);
+    w->shape.rope_dims = test_random_below(r, 3) == 0 ? spec.head_dim / 4 * 2 : 0;
+}
+
+void world_wipe(world *w)
+{
+    for (uint32_t l = 0; l < WORLD_LAYERS; l++) free(w->q[l]), free(w->k[l]), free(w->v[l]);
+    free(w->ids);
+    memset(w, 0, sizeof *w);
+}
+
+size_t world_slots(const world *w)
+{
+    return w->shape.block_tokens + (w->shape.scheme == CAIRN_POSITION_DENSE ? 0U : 1U);
+}
+
+size_t world_tokens(const world *w, size_t rows)
+{
+    size_t slots = world_slots(w);
+    return rows / slots * w->shape.block_tokens + rows % slots;
+}
+
+/* ---- records ---- */
+
+static size_t out_floats(const world *w)
+{
+    return (size_t)w->shape.heads * w->shape.head_dim;
+}
+
+void record_init(record *rec, const world *w, uint32_t k)
+{
+    memset(rec, 0, sizeof *rec);
+    rec->w = w;
+    rec->k = k;
+    for (uint32_t l = 0; l < w->shape.layers; l++) {
+        size_t n = w->rows * out_floats(w), ids = w->rows * w->shape.heads * k;
+        rec->out[l] = malloc(n * sizeof *rec->out[l] + 1);
+        rec->picked[l] = malloc(ids * sizeof *rec->picked[l] + 1);
+        rec->slots[l] = malloc(ids * sizeof *rec->slots[l] + 1);
+        assert_true(rec->out[l] != NULL && rec->picked[l] != NULL && rec->slots[l] != NULL);
+        for (size_t i = 0; i < n; i++) rec->out[l][i] = NAN;
+        for (size_t i = 0; i < ids; i++) rec->picked[l][i] = -2;
+        for (size_t i = 0; i < ids; i++) rec->slots[l][i] = -2;
+    }
+}
+
+void record_wipe(record *rec)
+{
+    for (uint32_t l = 0; l < WORLD_LAYERS; l++) free(rec->out[l]), free(rec->picked[l]), free(rec->slots[l]);
+    memset(rec, 0, sizeof *rec);
+}
+
+void record_near(const record *a, const record *b, size_t from, size_t to, double tolerance)
+{
+    const world *w = a->w;
+    for (uint32_t l = 0; l < w->shape.layers; l++) {
+        for (size_t i = from * out_floats(w); i < to * out_floats(w); i++) {
+            if (fabs((double)a->out[l][i] - (double)b->out[l][i]) <= tolerance) continue;
+            fail_msg("layer %u row %zu head %zu: %.9g and %.9g differ by more than %.3g", (unsigned)l,
+                     i / out_floats(w), i / w->shape.head_dim % w->shape.heads, (double)a->out[l][i],
+                     (double)b->out[l][i], tolerance);
+        }
+    }
+}
+
+void record_same(const record *a, const record *b, size_t from, size_t to)
+{
+    const world *w = a->w;
+    for (uint32_t l = 0; l < w->shape.layers; l++) {
+        for (size_t r = from; r < to; r++) {
+            const float *x = a->out[l] + r * out_floats(w), *y = b->out[l] + r * out_floats(w);
+            if (memcmp(x, y, out_floats(w) * sizeof *x) == 0 && !isnan(x[0])) continue;
+            size_t i = 0;
+            while (i + 1 < out_floats(w) && memcmp(x + i, y + i, sizeof *x) == 0) i++;
+            fail_msg("layer %u row %zu head %zu: %.9g is not bit for bit %.9g", (unsigned)l, r, i / w->shape.head_dim,
+                     (double)x[i], (double)y[i]);
+        }
+    }
+}
+
+void world_feed(const world *w, cairn_session *s, size_t from, size_t to, size_t chunk, test_random *r, record *rec)
+{
+    size_t kv = (size_t)w->shape.kv_heads * w->shape.head_dim;
+    bool dense = w->shape.scheme == CAIRN_POSITION_DENSE;
+    if (rec != NULL && rec->k > 0) assert_ok(cairn_session_trace_enable(s, true));
+    float *unused = malloc((to - from) * out_floats(w) * sizeof *unused + 1);
+    assert_non_null(unused);
+    for (size_t at = from; at < to;) {
+        size_t n = chunk != 0 ? chunk : 1 + test_random_below(r, (uint32_t)(3 * world_slots(w)));
+        if (n > to - at) n = to - at;
+        for (size_t i = 0; i < n && !dense; i++) /* the session's count of landmarks is this file's */
+            assert_int_equal(cairn_session_landmark_due(s, i),
+                             (cairn_session_slot(s) + i) % world_slots(w) == w->shape.block_tokens);
+        for (uint32_t l = 0; l < w->shape.layers; l++) {
+            float *out = rec != NULL ? rec->out[l] + at * out_floats(w) : unused;
+            assert_ok(cairn_session_append(s, l, n, w->k[l] + at * kv, w->v[l] + at * kv));
+            assert_ok(cairn_session_attend(s, l, n, w->q[l] + at * out_floats(w), out));
+            if (rec == NULL || rec->k == 0) continue;
+            size_t id = at * w->shape.heads * rec->k;
+            assert_ok(cairn_session_trace(s, n, rec->k, rec->picked[l] + id, rec->slots[l] + id));
+        }
+        assert_ok(cairn_session_advance(s, w->ids + at, n));
+        at += n;
+    }
+    free(unused);
+}
+
+/* ---- what must come out ---- */
+
+void expect_reference(const record *rec, uint8_t *const *visible, size_t from, size_t to, double tolerance)
+{
+    const world *w = rec->w;
+    float *expected = malloc(w->rows * out_floats(w) * sizeof *expected);
+    assert_non_null(expected);
+    for (uint32_t l = 0; l < w->shape.layers; l++) {
+        assert_ok(cairn_attention_reference(&w->shape, l, w->rows, w->q[l], w->k[l], w->v[l],
+                                            visible != NULL ? visible[l] : NULL, expected));
+        for (size_t i = from * out_floats(w); i < to * out_floats(w); i++) {
+            if (fabs((double)rec->out[l][i] - (double)expected[i]) <= tolerance) continue;
+            fail_msg("layer %u row %zu head %zu: %.9g, the reference says %.9g (tolerance %.3g)", (unsigned)l,
+                     i / out_floats(w), i / w->shape.head_dim % w->shape.heads, (double)rec->out[l][i],
+                     (double)expected[i], tolerance);
+        }
+    }
+    free(expected);
+}
+
+/* q.k with the query `distance` slots after the key. */
+static double score_at(const cairn_attention_shape *shape, const float *q, const float *k, double distance)
+{
+    size_t dims = shape->rope_dims != 0 ? shape->rope_dims : shape->head_dim;
+    double sum = 0.0;
+    for (size_t i = 0; i < shape->head_dim; i++) {
+        double x = q[i];
+        if (i < dims) { /* x = element i of R(distance) q */
+            size_t pair = shape->rope_interleaved ? i / 2 : i % (dims / 2);
+            bool second = shape->rope_interleaved ? i % 2 == 1 : i >= dims / 2;
+            size_t other = shape->rope_interleaved ? i ^ 1U : second ? i - dims / 2 : i + dims / 2;
+            double angle = distance * pow((double)shape->rope_theta, -2.0 * (double)pair / (double)dims);
+            x = x * cos(angle) + (second ? 1.0 : -1.0) * (double)q[other] * sin(angle);
+        }
+        sum += x * (double)k[i];
+    }
+    return sum / sqrt((double)shape->head_dim);
+}
+
+void expected_visible(const world *w, uint32_t top_k, int32_t window, uint32_t newest, uint8_t **visible)
+{
+    const cairn_attention_shape *shape = &w->shape;
+    size_t slots = world_slots(w), blocks = w->rows / slots, heads = shape->heads, dim = shape->head_dim;
+    size_t always = window < 0 ? shape->window_blocks : (size_t)window;
+    double *score = malloc((blocks + 1) * sizeof *score);
+    assert_non_null(score);
+    for (uint32_t l = 0; l < shape->layers; l++) {
+        visible[l] = calloc(w->rows * heads * blocks + 1, 1);
+        assert_non_null(visible[l]);
+        for (size_t r = 0; r < w->rows; r++) {
+            for (size_t h = 0; h < heads; h++) {
+                uint8_t *seen = visible[l] + (r * heads + h) * blocks;
+                size_t own = r / slots, span = shape->local_layers[l] != 0 ? shape->local_window_blocks : always;
+                for (size_t b = 0; b < own; b++) {
+                    size_t age = own - b, shown = age < shape->clamp_blocks ? age : shape->clamp_blocks;
+                    const float *landmark =
+                        w->k[l] + ((b * slots + slots - 1) * shape->kv_heads + h / (heads / shape->kv_heads)) * dim;
+                    score[b] = score_at(shape, w->q[l] + (r * heads + h) * dim, landmark,
+                                        (double)(shown * slots + r % slots) - (double)(slots - 1));
+                    seen[b] = age <= span;
+                }
+                size_t oldest = newest != 0 && own > newest ? own - newest : 0;
+                for (uint32_t k = 0; k < top_k && shape->local_layers[l] == 0; k++) {
+                    size_t best = SIZE_MAX;
+                    for (size_t b = oldest; b < own; b++) /* >=: of equals the newest */
+                        if (seen[b] == 0 && (best == SIZE_MAX || score[b] >= score[best])) best = b;
+                    if (best == SIZE_MAX) break;
+                    seen[best] = 1;
+                }
+            }
+        }
+    }
+    free(score);
+}
+
+void free_visible(uint8_t **visible)
+{
+    for (uint32_t l = 0; l < WORLD_LAYERS; l++) free(visible[l]), visible[l] = NULL;
+}
+
+void expect_picked(const record *rec, uint8_t *const *visible, int32_t window, size_t from, size_t to)
+{
+    const world *w = rec->w;
+    size_t slots = world_slots(w), blocks = w->rows / slots, heads = w->shape.heads;
+    size_t always = window < 0 ? w->shape.window_blocks : (size_t)window;
+    for (uint32_t l = 0; l < w->shape.layers; l++) {
+        for (size_t i = from * heads; i < to * heads; i++) {
+            const uint8_t *seen = visible[l] + i * blocks;
+            const int64_t *picked = rec->picked[l] + i * rec->k;
+            size_t own = i / heads / slots, expected = 0, found = 0;
+            size_t span = w->local[l] != 0 ? w->shape.local_window_blocks : always;
+            for (size_t b = 0; b + span < own; b++) expected += seen[b];
+            for (uint32_t k = 0; k < rec->k; k++) {
+                if (picked[k] < 0) continue;
+                if ((uint64_t)picked[k] >= blocks || seen[picked[k]] == 0 || (size_t)picked[k] + span >= own)
+                    fail_msg("layer %u row %zu head %zu: block %lld was picked, it is not among the best", (unsigned)l,
+                             i / heads, i % heads, (long long)picked[k]);
+                found++;
+            }
+            if (found != expected)
+                fail_msg("layer %u row %zu head %zu: %zu blocks picked, expected %zu", (unsigned)l, i / heads,
+                         i % heads, found, expected);
+        }
+    }
+}
+
+void twin_row(const cairn_attention_shape *shape, uint32_t layer, uint32_t head, const float *q, size_t offset,
+              const float *own_k, const float *own_v, const twin_block *blocks, size_t n, double *out,
+              twin_result *result)
+{
+    size_t dim = shape->head_dim, kv = shape->kv_heads, c = shape->block_tokens, g = head / (shape->heads / kv);
+    double bias = shape->landmark_bias != NULL ? (double)shape->landmark_bias[layer * shape->heads + head] : 0.0;
+    double max = -INFINITY, seen = 0.0, all = 0.0; /* exp-weights of what is visible and of everything */
+    double *sum = calloc(dim, sizeof *sum), *mix = calloc(dim, sizeof *mix), *logit = calloc(n + 1, sizeof *logit);
+    assert_true(sum != NULL && mix != NULL && logit != NULL);
+    q += head * dim;
+    for (size_t i = 0; i < n + offset + 1; i++) { /* n virtual keys, then the own tokens */
+        bool visible = true;
+        double z;
+        if (i < n) {
+            const twin_block *b = &blocks[i];
+            size_t age = b->age;
+            if (shape->scheme == CAIRN_POSITION_CLAMPED && age > shape->clamp_blocks) age = shape->clamp_blocks;
+            double from = (double)(age * (c + 1) + offset), inside_max = -INFINITY, inside = 0.0;
+            z = logit[i] = score_at(shape, q, b->k + (c * kv + g) * dim, from - (double)c) + bias;
+            memset(mix, 0, dim * sizeof *mix);
+            for (size_t o = 0; o < b->tokens; o++) {
+                double y = score_at(shape, q, b->k + (o * kv + g) * dim, from - (double)o);
+                double m = fmax(y, inside_max), keep = exp(inside_max - m), part = exp(y - m);
+                inside = inside * keep + part;
+                for (size_t d = 0; d < dim; d++) mix[d] = mix[d] * keep + part * (double)b->v[(o * kv + g) * dim + d];
+                inside_max = m;
+            }
+            for (size_t d = 0; d < dim && inside > 0.0; d++) mix[d] /= inside;
+            visible = b->visible;
+        } else {
+            size_t o = i - n;
+            if (o == c) continue; /* the own landmark */
+            z = score_at(shape, q, own_k + (o * kv + g) * dim, (double)(offset - o));
+            for (size_t d = 0; d < dim; d++) mix[d] = (double)own_v[(o * kv + g) * dim + d];
+        }
+        double m = fmax(z, max), keep = exp(max - m), part = exp(z - m);
+        all = all * keep + part;
+        seen = seen * keep + (visible ? part : 0.0);
+        for (size_t d = 0; d < dim; d++) sum[d] = sum[d] * keep + (visible ? part * mix[d] : 0.0);
+        max = m;
+    }
+    for (size_t d = 0; d < dim; d++) out[d] = sum[d] / seen;
+    if (result != NULL) {
+        result->mass = seen / all;
+        for (size_t i = 0; i < n && i < 512; i++) result->gates[i] = exp(logit[i] - max) / all;
+    }
+    free(sum);
+    free(mix);
+    free(logit);
+}
+
+/* ---- stores and sessions ---- */
+
+cairn_store *world_store(const world *w, const char *dir, const char *name, cairn_dtype dtype)
+{
+    cairn_store_options opt;
+    cairn_store *store = NULL;
+    cairn_store_options_init(&opt, sizeof opt);
+    opt.create = true;
+    opt.map_bytes = (uint64_t)1 << 32;
+    opt.geometry = (cairn_geometry){.layers = w->shape.layers,
+                                    .kv_heads = w->shape.kv_heads,
+                                    .head_dim = w->shape.head_dim,
+                                    .block_tokens = w->shape.block_tokens,
+                                    .dtype = dtype};
+    snprintf(opt.model.name, sizeof opt.model.name, "random rows");
+    opt.model.fingerprint = 77;
+    char *path = test_path(dir, name);
+    assert_ok(cairn_store_open(path, &opt, &store));
+    free(path);
+    return store;
+}
+
+cairn_store *world_store_open(const char *dir, const char *name)
+{
+    cairn_store_options opt;
+    cairn_store *store = NULL;
+    cairn_store_options_init(&opt, sizeof opt);
+    opt.map_bytes = (uint64_t)1 << 32;
+    char *path = test_path(dir, name);
+    assert_ok(cairn_store_open(path, &opt, &store));
+    free(path);
+    return store;
+}
+
+void world_write_blocks(const world *w, cairn_store *store, const char *context, size_t first, size_t count)
+{
+    const cairn_attention_shape *shape = &w->shape;
+    const cairn_geometry *geometry = cairn_store_geometry(store);
+    size_t c = shape->block_tokens, dim = shape->head_dim, kv = shape->kv_heads, slots = c + 1;
+    size_t layers = shape->layers - geometry->first_layer, dims = shape->rope_dims != 0 ? shape->rope_dims : dim;
+    assert_int_equal(geometry->dtype, CAIRN_F32);
+    enum { BATCH = 256 };
+    size_t tile = 2 * c * dim;
+    assert_int_equal(cairn_tile_payload_bytes(CAIRN_F32, (uint32_t)c, (uint32_t)dim), tile * sizeof(float));
+    float *tiles = malloc(BATCH * layers * kv * tile * sizeof *tiles);
+    float *landmarks = malloc(BATCH * layers * kv * dim * sizeof *landmarks);
+    double *cosine = malloc(c * dims * sizeof *cosine), *sine = malloc(c * dims * sizeof *sine);
+    assert_true(tiles != NULL && landmarks != NULL && cosine != NULL && sine != NULL);
+    for (size_t o = 0; o < c; o++) {
+        for (size_t i = 0; i < dims; i++) {
+            size_t pair = shape->rope_interleaved ? i / 2 : i % (dims / 2);
+            double angle = (double)o * pow((double)shape->rope_theta, -2.0 * (double)pair / (double)dims);
+            cosine[o * dims + i] = cos(angle);
+            sine[o * dims + i] = sin(angle);
+        }
+    }
+    cairn_writer *writer = NULL;
+    assert_ok(cairn_writer_begin(store, context, &writer));
+    for (size_t done = 0; done < count;) {
+        cairn_block_data blocks[BATCH];
+        size_t n = count - done < BATCH ? count - done : BATCH;
+        cairn_token *tokens = malloc(n * c * sizeof *tokens);
+        assert_non_null(tokens);
+        for (size_t i = 0; i < n; i++) {
+            size_t row = (first + done + i) * slots;
+            memcpy(tokens + i * c, w->ids + row, c * sizeof *tokens);
+            for (size_t lg = 0; lg < layers * kv; lg++) {
+                size_t l = geometry->first_layer + lg / kv, g = lg % kv;
+                float *keys = tiles + (i * layers * kv + lg) * tile, *values = keys + c * dim;
+                for (size_t o = 0; o < c; o++) {
+                    const float *k = w->k[l] + ((row + o) * kv + g) * dim;
+                    memcpy(keys + o * dim, k, dim * sizeof *k);
+                    for (size_t x = 0; x < dims; x++) {
+                        bool second = shape->rope_interleaved ? x % 2 == 1 : x >= dims / 2;
+                        size_t y = shape->rope_interleaved ? x ^ 1U : second ? x - dims / 2 : x + dims / 2;
+                        keys[o * dim + x] = (float)((double)k[x] * cosine[o * dims + x] +
+                                                    (second ? 1.0 : -1.0) * (double)k[y] * sine[o * dims + x]);
+                    }
+                    memcpy(values + o * dim, w->v[l] + ((row + o) * kv + g) * dim, dim * sizeof *values);
+                }
+                memcpy(landmarks + (i * layers * kv + lg) * dim, w->k[l] + ((row + c) * kv + g) * dim,
+                       dim * sizeof *landmarks);
+            }
+            blocks[i] =
+                (cairn_block_data){tokens + i * c, landmarks + i * layers * kv * dim, tiles + i * layers * kv * tile};
+        }
+        assert_ok(cairn_writer_commit(writer, blocks, n, NULL, 0, NULL));
+        free(tokens);
+        done += n;
+    }
+    cairn_writer_end(writer);
+    free(tiles);
+    free(landmarks);
+    free(cosine);
+    free(sine);
+}
+
+cairn_session *world_session(const world *w, cairn_store *store, const session_spec *spec)
+{
+    cairn_session_options opt;
+    cairn_session *s = NULL;
+    cairn_session_options_init(&opt, sizeof opt, &w->shape);
+    opt.policy.top_k = spec->no_retrieval ? 0 : spec->top_k != 0 ? spec->top_k : CAIRN_TOP_K_ALL;
+    if (spec->window_set) opt.policy.window_blocks = spec->window;
+    opt.policy.newest = spec->newest;
+    opt.policy.scope = spec->scope;
+    opt.policy.mass = spec->mass;
+    opt.policy.measure_mass = spec->measure;
+    opt.fetch = spec->fetch;
+    if (spec->ram_bytes != 0) opt.ram_bytes = spec->ram_bytes;
+    opt.threads = spec->threads != 0 ? spec->threads : 1;
+    opt.fresh = spec->fresh;
+    opt.write = spec->write;
+    opt.dtype = spec->dtype;
+    opt.index_kind = spec->index_kind;
+    assert_ok(cairn_session_begin(store, &w->shape, spec->contexts, spec->n, &opt, &s));
+    return s;
+}

@@ -1,0 +1,74 @@
+/* rope.c - rotary embedding (Su et al. 2021): pair i of a head turns by position * theta^(-2i/dims).
+ *
+ * Angles are formed in double and rounded once, so that a table entry is the same however long the table is. The table
+ * stops at TABLE_MAX positions (4 MiB at head dim 16 pairs); beyond it, which only exact modes reach, angles are
+ * computed per call by the same formula. */
+#include "attention_internal.h"
+
+#include <math.h>
+
+enum { TABLE_MAX = 1 << 15, DIMS_MAX = 1024 };
+
+static void angles(const attn_rope *rope, size_t p, float *cos_out, float *sin_out)
+{
+    for (uint32_t i = 0; i < rope->dims / 2; i++) {
+        double a = (double)p * pow(rope->theta, -2.0 * i / rope->dims);
+        cos_out[i] = (float)cos(a);
+        sin_out[i] = (float)sin(a);
+    }
+}
+
+cairn_status attn_rope_init(attn_rope *rope, const cairn_attention_shape *shape)
+{
+    *rope = (attn_rope){
+        .head_dim = shape->head_dim,
+        .dims = shape->rope_dims != 0 ? shape->rope_dims : shape->head_dim,
+        .interleaved = shape->rope_interleaved,
+        .theta = (double)shape->rope_theta,
+    };
+    return attn_rope_reserve(rope, 4 * (size_t)attn_slots(shape));
+}
+
+void attn_rope_wipe(attn_rope *rope)
+{
+    cairn_free(rope->cos);
+    cairn_free(rope->sin);
+    *rope = (attn_rope){0};
+}
+
+cairn_status attn_rope_reserve(attn_rope *rope, size_t positions)
+{
+    if (positions > TABLE_MAX) positions = TABLE_MAX;
+    if (positions <= rope->positions) return CAIRN_OK;
+    if (positions < 2 * rope->positions) positions = 2 * rope->positions; /* dense streams grow slot by slot */
+    size_t pairs = rope->dims / 2;
+    float *c = cairn_alloc_array(positions, pairs * sizeof *c);
+    float *s = cairn_alloc_array(positions, pairs * sizeof *s);
+    if (c == NULL || s == NULL) {
+        cairn_free(c);
+        cairn_free(s);
+        return cairn_fail(CAIRN_NO_MEMORY, "rotary table of %zu positions", positions);
+    }
+    for (size_t p = 0; p < positions; p++) angles(rope, p, c + p * pairs, s + p * pairs);
+    cairn_free(rope->cos);
+    cairn_free(rope->sin);
+    rope->cos = c;
+    rope->sin = s;
+    rope->positions = positions;
+    return CAIRN_OK;
+}
+
+void attn_rotate(const attn_rope *rope, const cairn_kernels *kernels, float *out, const float *x, size_t p)
+{
+    size_t pairs = rope->dims / 2;
+    if (p < rope->positions) {
+        kernels->rotate(out, x, rope->cos + p * pairs, rope->sin + p * pairs, rope->dims, rope->interleaved);
+    } else {
+        float c[DIMS_MAX / 2];
+        float s[DIMS_MAX / 2];
+        angles(rope, p, c, s);
+        kernels->rotate(out, x, c, s, rope->dims, rope->interleaved);
+    }
+    if (out != x && rope->dims < rope->head_dim)
+        memcpy(out + rope->dims, x + rope->dims, (rope->head_dim - rope->dims) * sizeof *out);
+}

@@ -115,6 +115,11 @@ cairn_status store_lmdb_fail(const store_data *data, int rc, const char *format,
  * False if any of it lies outside the map. */
 bool store_file_offset(const cairn_store *store, cairn_span record, uint64_t *page_offset, size_t *pages_bytes);
 
+/* fetch.c. For whoever looks up much: call it once a lookup. Each touched tree page maps up to 64 KiB of neighbours that
+ * are in the page cache, and they count as ours; when mapped files hold 16 MiB more than after the last time, our
+ * map's pages are let go (they stay in the page cache, pointers stay good). Looks at every 128th call. */
+void store_trim_map(cairn_store *store);
+
 /* ---- env.c: open, close, transactions ---- */
 
 /* Every LMDB transaction of the room begins and ends here, so that a map another process outgrew can be widened. */
@@ -139,7 +144,9 @@ enum {
     KEY_TILE_BYTES = 16,
     TILE_HEADER_BYTES = 48,
     LANDMARK_HEADER_BYTES = 48,
-    TOKENS_HEADER_BYTES = 32
+    TOKENS_HEADER_BYTES = 32,
+    IDENTITY_RECORD_BYTES = 136,
+    IDS_RECORD_BYTES = 24
 };
 void store_key_id(uint8_t key[KEY_ID_BYTES], uint64_t id);
 void store_key_block(uint8_t key[KEY_BLOCK_BYTES], uint64_t segment, uint32_t block);
@@ -151,6 +158,10 @@ cairn_status store_name_check(const char *name);
 /* Geometry within the limits of store.h and with payload sizes that fit. */
 cairn_status store_geometry_check(const cairn_geometry *geometry);
 void store_uuid_text(const uint8_t uuid[16], char text[37]);
+void store_identity_encode(const store_identity *identity, uint8_t out[IDENTITY_RECORD_BYTES]);
+cairn_status store_identity_decode(cairn_span bytes, store_identity *out);
+void store_ids_encode(uint64_t next_context, uint64_t next_segment, uint8_t out[IDS_RECORD_BYTES]);
+cairn_status store_ids_decode(cairn_span bytes, uint64_t *next_context, uint64_t *next_segment);
 
 typedef struct context_record {
     uint64_t id;
@@ -205,6 +216,10 @@ void store_tile_encode(const cairn_geometry *geometry, cairn_tile_id id, uint64_
  * `record` may be the value in the map or a copy of it elsewhere. */
 cairn_status store_tile_check(const cairn_store *store, cairn_tile_id id, const void *record, size_t bytes,
                               bool verify_hash, cairn_tile_view *out);
+
+/* The same without a store. Only header_bytes of the record need be there unless the hash is asked for. */
+cairn_status store_tile_parse(const cairn_geometry *geometry, uint32_t page_bytes, cairn_tile_id id, const void *record,
+                              size_t header_bytes, size_t bytes, bool verify_hash, cairn_tile_view *out);
 
 /* The counters behind new ids: the "ids" record of `meta`. Ids start at 1 and are never used twice. */
 cairn_status store_ids_get(cairn_store *store, MDB_txn *txn, uint64_t *next_context, uint64_t *next_segment);

@@ -200,40 +200,43 @@ static double score_at(const cairn_attention_shape *shape, const float *q, const
     return sum / sqrt((double)shape->head_dim);
 }
 
-void expected_visible(const world *w, uint32_t top_k, int32_t window, uint32_t newest, uint8_t **visible)
+void expected_visible_layer(const world *w, uint32_t l, uint32_t top_k, int32_t window, uint32_t newest,
+                            uint8_t **visible)
 {
     const cairn_attention_shape *shape = &w->shape;
     size_t slots = world_slots(w), blocks = w->rows / slots, heads = shape->heads, dim = shape->head_dim;
     size_t always = window < 0 ? shape->window_blocks : (size_t)window;
     double *score = malloc((blocks + 1) * sizeof *score);
-    assert_non_null(score);
-    for (uint32_t l = 0; l < shape->layers; l++) {
-        visible[l] = calloc(w->rows * heads * blocks + 1, 1);
-        assert_non_null(visible[l]);
-        for (size_t r = 0; r < w->rows; r++) {
-            for (size_t h = 0; h < heads; h++) {
-                uint8_t *seen = visible[l] + (r * heads + h) * blocks;
-                size_t own = r / slots, span = shape->local_layers[l] != 0 ? shape->local_window_blocks : always;
-                for (size_t b = 0; b < own; b++) {
-                    size_t age = own - b, shown = age < shape->clamp_blocks ? age : shape->clamp_blocks;
-                    const float *landmark =
-                        w->k[l] + ((b * slots + slots - 1) * shape->kv_heads + h / (heads / shape->kv_heads)) * dim;
-                    score[b] = score_at(shape, w->q[l] + (r * heads + h) * dim, landmark,
-                                        (double)(shown * slots + r % slots) - (double)(slots - 1));
-                    seen[b] = age <= span;
-                }
-                size_t oldest = newest != 0 && own > newest ? own - newest : 0;
-                for (uint32_t k = 0; k < top_k && shape->local_layers[l] == 0; k++) {
-                    size_t best = SIZE_MAX;
-                    for (size_t b = oldest; b < own; b++) /* >=: of equals the newest */
-                        if (seen[b] == 0 && (best == SIZE_MAX || score[b] >= score[best])) best = b;
-                    if (best == SIZE_MAX) break;
-                    seen[best] = 1;
-                }
+    *visible = calloc(w->rows * heads * blocks + 1, 1);
+    assert_true(score != NULL && *visible != NULL);
+    for (size_t r = 0; r < w->rows; r++) {
+        for (size_t h = 0; h < heads; h++) {
+            uint8_t *seen = *visible + (r * heads + h) * blocks;
+            size_t own = r / slots, span = shape->local_layers[l] != 0 ? shape->local_window_blocks : always;
+            for (size_t b = 0; b < own; b++) {
+                size_t age = own - b, shown = age < shape->clamp_blocks ? age : shape->clamp_blocks;
+                const float *landmark =
+                    w->k[l] + ((b * slots + slots - 1) * shape->kv_heads + h / (heads / shape->kv_heads)) * dim;
+                score[b] = score_at(shape, w->q[l] + (r * heads + h) * dim, landmark,
+                                    (double)(shown * slots + r % slots) - (double)(slots - 1));
+                seen[b] = age <= span;
+            }
+            size_t oldest = newest != 0 && own > newest ? own - newest : 0;
+            for (uint32_t k = 0; k < top_k && shape->local_layers[l] == 0; k++) {
+                size_t best = SIZE_MAX;
+                for (size_t b = oldest; b < own; b++) /* >=: of equals the newest */
+                    if (seen[b] == 0 && (best == SIZE_MAX || score[b] >= score[best])) best = b;
+                if (best == SIZE_MAX) break;
+                seen[best] = 1;
             }
         }
     }
     free(score);
+}
+
+void expected_visible(const world *w, uint32_t top_k, int32_t window, uint32_t newest, uint8_t **visible)
+{
+    for (uint32_t l = 0; l < w->shape.layers; l++) expected_visible_layer(w, l, top_k, window, newest, &visible[l]);
 }
 
 void free_visible(uint8_t **visible)
@@ -316,6 +319,95 @@ void twin_row(const cairn_attention_shape *shape, uint32_t layer, uint32_t head,
     free(sum);
     free(mix);
     free(logit);
+}
+
+/* The paper's scoring slots put what is older than the newest k' into slot 0; the query's block starts k' + 1 slots
+ * after slot 0, plus the blocks the chunk itself has completed before the query. */
+static double stingy_score(const world *w, uint32_t layer, size_t row, size_t head, size_t tail_block, size_t rank,
+                           size_t n, size_t top_k, size_t block)
+{
+    const cairn_attention_shape *shape = &w->shape;
+    size_t slots = world_slots(w), kept = top_k < n ? top_k : n, dim = shape->head_dim;
+    size_t slot = rank + kept < n ? 0 : rank + kept - n + 1;
+    size_t age = kept + 1 - slot + row / slots - tail_block;
+    const float *landmark =
+        w->k[layer] + ((block * slots + slots - 1) * shape->kv_heads + head / (shape->heads / shape->kv_heads)) * dim;
+    return score_at(shape, w->q[layer] + (row * shape->heads + head) * dim, landmark,
+                    (double)(age * slots + row % slots) - (double)(slots - 1));
+}
+
+void twin_stingy(const world *w, uint32_t layer, size_t from, size_t rows, cairn_scope scope, uint32_t top_k,
+                 uint32_t newest, bool picked_given, int64_t *picked, int32_t *placed, double *out)
+{
+    const cairn_attention_shape *shape = &w->shape;
+    size_t slots = world_slots(w), heads = shape->heads, dim = shape->head_dim, kv = shape->kv_heads;
+    size_t tail_block = from / slots, lo = newest != 0 && tail_block > newest ? tail_block - newest : 0;
+    size_t n = tail_block - lo, kept = top_k < n ? top_k : n;
+    double *score = malloc((rows * heads * n + 1) * sizeof *score);
+    uint8_t *taken = malloc(n + 1);
+    twin_block *blocks = malloc((kept + rows + 2) * sizeof *blocks);
+    assert_true(score != NULL && taken != NULL && blocks != NULL);
+
+    for (size_t i = 0; i < rows * heads; i++) {
+        double sum = 0.0, max = -INFINITY;
+        for (size_t b = 0; b < n; b++) {
+            double s = stingy_score(w, layer, from + i / heads, i % heads, tail_block, b, n, top_k, lo + b);
+            score[i * n + b] = s;
+            max = fmax(max, s);
+        }
+        for (size_t b = 0; b < n; b++) sum += exp(score[i * n + b] - max);
+        for (size_t b = 0; b < n && scope != CAIRN_SCOPE_TOKEN_HEAD; b++)
+            score[i * n + b] = exp(score[i * n + b] - max) / sum;
+    }
+    for (size_t b = 0; b < n && scope != CAIRN_SCOPE_TOKEN_HEAD; b++) { /* the maximum over what shares a choice */
+        for (size_t i = 0; i < rows * heads; i++) {
+            size_t first = scope == CAIRN_SCOPE_HEAD ? i % heads : i / heads * heads;
+            if (score[i * n + b] > score[first * n + b]) score[first * n + b] = score[i * n + b];
+        }
+        for (size_t i = 0; i < rows * heads; i++)
+            score[i * n + b] = score[(scope == CAIRN_SCOPE_HEAD ? i % heads : i / heads * heads) * n + b];
+    }
+    for (size_t i = 0; i < rows * heads; i++) {
+        size_t row = from + i / heads, head = i % heads, m = row / slots - tail_block, used = 0;
+        memset(taken, 0, n);
+        for (size_t k = 0; k < kept && !picked_given; k++) {
+            size_t best = SIZE_MAX;
+            for (size_t b = 0; b < n; b++)
+                if (taken[b] == 0 && (best == SIZE_MAX || score[i * n + b] >= score[i * n + best])) best = b;
+            taken[best] = 1;
+        }
+        for (size_t k = 0; k < top_k && picked_given; k++) {
+            int64_t id = picked[i * top_k + k];
+            if (id < 0) continue;
+            assert_in_range(id, lo, lo + n - 1);
+            taken[id - (int64_t)lo] = 1;
+        }
+        for (size_t k = 0; k < top_k; k++) picked[i * top_k + k] = placed[i * top_k + k] = -1;
+        for (size_t b = 0; b < n; b++) {
+            if (taken[b] == 0) continue;
+            size_t slot = used + (b + kept < n ? 0 : 1);
+            picked[i * top_k + used] = (int64_t)(lo + b);
+            placed[i * top_k + used] = (int32_t)slot;
+            blocks[used] = (twin_block){.k = w->k[layer] + (lo + b) * slots * kv * dim,
+                                        .v = w->v[layer] + (lo + b) * slots * kv * dim,
+                                        .tokens = shape->block_tokens,
+                                        .age = kept + 1 - slot + m,
+                                        .visible = true};
+            used++;
+        }
+        for (size_t b = 0; b < m; b++) /* completed inside the chunk: all visible, at true positions */
+            blocks[used++] = (twin_block){.k = w->k[layer] + (tail_block + b) * slots * kv * dim,
+                                          .v = w->v[layer] + (tail_block + b) * slots * kv * dim,
+                                          .tokens = shape->block_tokens,
+                                          .age = m - b,
+                                          .visible = true};
+        size_t own = row / slots * slots * kv * dim;
+        twin_row(shape, layer, (uint32_t)head, w->q[layer] + row * heads * dim, row % slots, w->k[layer] + own,
+                 w->v[layer] + own, blocks, used, out + i * dim, NULL);
+    }
+    free(score);
+    free(taken);
+    free(blocks);
 }
 
 /* ---- stores and sessions ---- */

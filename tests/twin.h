@@ -65,6 +65,8 @@ void world_feed(const world *w, cairn_session *s, size_t from, size_t to, size_t
 void expect_reference(const record *rec, uint8_t *const *visible, size_t from, size_t to, double tolerance);
 /* The visible sets a clamped policy yields, by this file's own scores: (rows, heads, blocks) per layer, malloc'ed. */
 void expected_visible(const world *w, uint32_t top_k, int32_t window, uint32_t newest, uint8_t **visible);
+void expected_visible_layer(const world *w, uint32_t layer, uint32_t top_k, int32_t window, uint32_t newest,
+                            uint8_t **visible);
 void free_visible(uint8_t **visible);
 /* The trace of rows [from, to) names exactly the blocks of expected_visible that lie outside the window. */
 void expect_picked(const record *rec, uint8_t *const *visible, int32_t window, size_t from, size_t to);
@@ -85,6 +87,12 @@ typedef struct twin_result {
 void twin_row(const cairn_attention_shape *shape, uint32_t layer, uint32_t head, const float *q, size_t offset,
               const float *own_k, const float *own_v, const twin_block *blocks, size_t n, double *out,
               twin_result *result);
+
+/* The paper's inference (sections 3.2, 3.3) of one chunk, rows [from, from + rows) of the world, on one layer, stingy
+ * positions, everything before the chunk cached: picked and slots (rows, heads, top_k; -1 = none), out (rows, heads,
+ * D). picked_given: use `picked` as it is. */
+void twin_stingy(const world *w, uint32_t layer, size_t from, size_t rows, cairn_scope scope, uint32_t top_k,
+                 uint32_t newest, bool picked_given, int64_t *picked, int32_t *slots, double *out);
 
 /* ---- stores ---- */
 

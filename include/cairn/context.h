@@ -121,6 +121,7 @@ typedef struct cairn_session_info {
     char index[64]; /* kinds in use */
     const char *kernels;
     uint32_t threads;
+    char warning[256]; /* something a person should know (a damaged index that is scanned instead), "" = nothing */
 } cairn_session_info;
 CAIRN_API void cairn_session_info_get(const cairn_session *session, cairn_session_info *out);
 

@@ -46,8 +46,7 @@ typedef struct attn_part { /* logical blocks [first, first + count), row r of th
 /* The landmark rows of recent blocks of a layer that never retrieves: a ring by block number, f32. */
 typedef struct attn_recent {
     uint64_t capacity; /* blocks */
-    uint64_t first;    /* oldest block held */
-    uint64_t end;      /* one past the newest */
+    uint64_t end;      /* one past the newest; the newest `capacity` blocks are there */
     float *rows;       /* (capacity, kv_heads, head_dim) */
 } attn_recent;
 

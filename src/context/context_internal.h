@@ -1,0 +1,167 @@
+/* context_internal.h - the parts of a session: its own blocks, its landmark rows, its stored ranges. */
+#ifndef CAIRN_CONTEXT_INTERNAL_H
+#define CAIRN_CONTEXT_INTERNAL_H
+
+#include <cairn/context.h>
+#include <cairn/index.h>
+
+#include "attention_internal.h"
+#include "base_internal.h"
+#include "kernels_internal.h"
+
+#include <sys/types.h>
+
+/* ---- own blocks: what the session computed itself, until commit (or the end) ----
+ *
+ * One allocation a block: tiles of all layers (layers, kv_heads) at a fixed stride, lowest layers first, then the
+ * landmark rows of the stored layers. So the part a commit writes lies back to back, as cairn_block_data wants it. */
+typedef struct own_block {
+    uint8_t *data;       /* NULL while spilled */
+    cairn_token *tokens; /* (C) */
+    uint32_t fill;       /* plain tokens */
+    bool complete;
+    bool committed;    /* the store has it; kept for the window */
+    bool stored_tiles; /* tiles of the stored layers are here too (not for a refilled window block) */
+    off_t spilled_at;  /* in the temporary file; -1 = not there */
+} own_block;
+
+typedef struct own_blocks {
+    cairn_geometry geometry;
+    size_t tile_bytes;
+    size_t landmark_bytes; /* one row, one head */
+    size_t data_bytes;     /* one block */
+    uint64_t first;        /* logical number of items[0] */
+    own_block *items;
+    size_t n;
+    size_t cap;
+    size_t ram_bytes;   /* held by data */
+    size_t spill_bytes; /* in the temporary file */
+    size_t spill_next;  /* items below it are spilled or committed: where to look next */
+    int spill_fd;       /* -1 = none */
+    off_t spill_end;
+} own_blocks;
+
+cairn_status own_init(own_blocks *own, const cairn_geometry *geometry, uint64_t first);
+void own_wipe(own_blocks *own);
+cairn_status own_push(own_blocks *own, own_block **out); /* one more, empty, at the end */
+void own_pop_front(own_blocks *own, size_t n);
+own_block *own_at(const own_blocks *own, uint64_t block); /* NULL if it is not among them */
+uint8_t *own_tile(const own_blocks *own, const own_block *b, uint32_t layer, uint32_t head);
+uint8_t *own_landmark(const own_blocks *own, const own_block *b, uint32_t layer, uint32_t head);
+/* Moves complete blocks, oldest first, to an unlinked temporary file until at most `budget` bytes stay in RAM. */
+cairn_status own_spill(own_blocks *own, size_t budget);
+cairn_status own_unspill(own_blocks *own, own_block *b); /* back into RAM */
+cairn_status own_read_tile(own_blocks *own, const own_block *b, uint32_t layer, uint32_t head, void *out);
+
+/* ---- landmark rows: parts of the line of past blocks ---- */
+
+typedef struct landmark_set {
+    const cairn_attention_shape *shape;
+    cairn_geometry geometry;
+    attn_part *parts;
+    bool *pooled; /* (n_parts) scan kinds that may be extended */
+    size_t n_parts;
+    size_t cap_parts;
+    attn_recent *recent; /* (layers) for local layers */
+    char kinds[64];
+    char warning[256];
+} landmark_set;
+
+typedef struct stored_range { /* logical blocks [first, first + count) */
+    uint64_t first;
+    uint64_t count;
+    uint64_t segment;
+    uint32_t block; /* of the segment */
+    uint32_t context;
+} stored_range;
+
+cairn_status landmarks_init(landmark_set *set, const cairn_attention_shape *shape, const cairn_geometry *geometry);
+void landmarks_wipe(landmark_set *set);
+/* Reads the rows of all ranges; kind NULL = as each segment says. */
+cairn_status landmarks_load(landmark_set *set, cairn_store *store, cairn_snapshot *snap, const stored_range *ranges,
+                            size_t n, const char *kind);
+cairn_status landmarks_load_recent(landmark_set *set, cairn_snapshot *snap, const stored_range *ranges, size_t n);
+/* Opens a pooled part at the end, for the session's own blocks, if the last one cannot take them. */
+cairn_status landmarks_open_tail(landmark_set *set, uint64_t first, const char *kind);
+size_t landmarks_bytes(const landmark_set *set);
+cairn_status recent_reserve(attn_recent *recent, const cairn_geometry *geometry, uint64_t capacity);
+void recent_put(attn_recent *recent, const cairn_geometry *geometry, uint64_t block, uint32_t head, const float *row);
+
+/* Index files of a segment: "<index path>-l<layer>-h<head>.faiss" and "<index path>.manifest". */
+cairn_status manifest_write(const char *path, const uint64_t *hashes, uint32_t n, uint64_t *out_hash);
+cairn_status manifest_read(const char *path, uint64_t hash, uint32_t n, uint64_t *hashes);
+void index_file_name(char *out, size_t cap, const char *base, uint32_t layer, uint32_t head);
+
+/* ---- the session ---- */
+
+typedef struct attached { /* one context as it was at begin */
+    uint64_t id;
+    uint64_t first; /* logical */
+    uint64_t blocks;
+    cairn_token *tail;
+    size_t n_tail;
+    uint64_t adopted; /* logical number of its early closed tail block, UINT64_MAX = none */
+} attached;
+
+struct cairn_session {
+    cairn_store *store;
+    cairn_snapshot *snap;
+    cairn_writer *writer;
+    cairn_fetch *fetch;
+    cairn_pool *pool;
+    cairn_attention_shape shape; /* arrays are the session's own */
+    cairn_session_options opt;
+    char index_kind[64];
+    cairn_geometry geometry;
+    attached *contexts;
+    size_t n_contexts;
+    bool continues; /* one context, its stream goes on */
+    stored_range *ranges;
+    size_t n_ranges;
+    uint64_t n_stored;
+    uint64_t n_adopted;
+    uint64_t stream_base;
+    uint64_t slot; /* of the stream */
+    cairn_token *refill;
+    size_t n_refill; /* tokens */
+    landmark_set landmarks;
+    own_blocks own;
+    attn_step step;
+
+    /* the chunk under way */
+    uint32_t chunk_rows; /* 0 = none */
+    uint32_t next_layer; /* that append expects */
+    attn_group *groups;
+    size_t n_groups;
+    size_t cap_groups;
+    float *stage; /* keys (groups, kv_heads, C, D), then values */
+    size_t cap_stage;
+    float *carry; /* (layers, 2, kv_heads, C, D): the incomplete block's rows */
+    bool closing; /* the next row is a landmark that closes the block early */
+    bool closed;
+    bool broken; /* a chunk failed half way */
+
+    /* the batch under way */
+    cairn_tile_id *ids;
+    float *id_mass;
+    size_t *id_at;
+    size_t n_ids;
+    size_t n_requests;
+    size_t cap_ids;
+    cairn_tile *direct;
+    cairn_tile_view *views;
+    uint8_t *spill_scratch;
+    size_t cap_spill;
+
+    uint64_t tier_given; /* bytes last granted to the fetch */
+    cairn_fetch_stats fetch_base;
+    bool sources;
+    bool trace;
+};
+
+cairn_status session_source(cairn_session *s, attn_source *out); /* fetching for the step */
+cairn_status session_budget(cairn_session *s);                   /* shares ram_bytes out again */
+cairn_status session_load_ranges(cairn_session *s);
+uint64_t session_complete_blocks(const cairn_session *s); /* logical, before the chunk under way */
+
+#endif

@@ -42,7 +42,7 @@ build() {
     local dir=$1 log
     shift
     log=$(mktemp)
-    if cmake -S . -B "$dir" -DCAIRN_WERROR=ON "$@" >"$log" 2>&1 && cmake --build "$dir" -j "$jobs" >>"$log" 2>&1; then
+    if cmake -S . -B "$dir" -DCAIRN_WERROR=ON -DCAIRN_TESTS=ON "$@" >"$log" 2>&1 && cmake --build "$dir" -j "$jobs" >>"$log" 2>&1; then
         rm -f "$log" && count 1 0 0 && return
     fi
     grep -E ' error: |warning: |undefined reference|CMake Error' "$log" | head -40
@@ -55,11 +55,12 @@ build() {
 # tests DIR WHAT OPTIONS...: runs ctest and counts single tests, not programs: cmocka names each in the log. A program
 # that dies, times out or is no cmocka program counts as one.
 tests() {
-    local dir=$1 what=$2 n
+    local dir=$1 what=$2 status n log=$1/Testing/Temporary/LastTest.log
     shift 2
-    rm -f "$dir/Testing/Temporary/LastTest.log"
+    mkdir -p "${log%/*}" && : >"$log"
     # shellcheck disable=SC2086  # the runner is empty or two words
     $runner ctest --test-dir "$dir" -j "$jobs" "$@" | grep -vE '^(Internal ctest|Test project|Total Test time|Label Time|\(.*\))|^$'
+    status=${PIPESTATUS[0]}
     n=$(awk '
         / Testing: /        { name = $NF; ok = bad = not = running = 0 }
         /^\[ RUN      \]/   { running = 1 }
@@ -71,10 +72,14 @@ tests() {
             if (bad == 0) { bad = 1; print "  " name > "/dev/stderr" }
             passed += ok; failed += bad; skipped += not
         }
-        END { print passed + 0, failed + 0, skipped + 0 }' "$dir/Testing/Temporary/LastTest.log" 2>"$dir/failures") || n="0 1 0"
+        END { print passed + 0, failed + 0, skipped + 0 }' "$log" 2>"$dir/failures")
     # shellcheck disable=SC2086  # three numbers
     count $n
-    [ ! -s "$dir/failures" ] || failures+=$(sed "s/\$/ ($what)/" "$dir/failures")$'\n'
+    if [ -s "$dir/failures" ]; then
+        failures+=$(sed "s/\$/ ($what)/" "$dir/failures")$'\n'
+    elif [ "$status" != 0 ]; then
+        broken "ctest in $dir ended with status $status"
+    fi
 }
 
 # The thread sanitizer of GCC 12 cannot place its memory where the kernel randomises addresses widely.

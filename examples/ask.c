@@ -8,49 +8,49 @@
 
 #define TRY(call) ((call) == CAIRN_OK ? (void)0 : (fprintf(stderr, "ask: %s\n", cairn_last_error()), exit(1)))
 
-static void ask(const char *model_path, const char *store_path, const char *context, const char *question)
+static void ask(cairn_store *store, const cairn_model *model, const char *context, const char *question, float *logits)
 {
-    cairn_model *model;
-    cairn_store *store;
-    cairn_session *session; /* what may be seen, and how much RAM it may take */
-    cairn_runtime *run;     /* the model on top of it */
-    TRY(cairn_model_open(model_path, &model));
-    TRY(cairn_store_open(store_path, NULL, &store));
-
     cairn_session_options use;
     cairn_session_options_init(&use, sizeof use, cairn_model_shape(model));
     use.ram_bytes = 64 << 20; /* however long the context is */
+
+    cairn_session *session; /* what may be seen */
+    cairn_runtime *run;     /* the model on top of it */
     TRY(cairn_session_begin(store, cairn_model_shape(model), &context, 1, &use, &session));
     TRY(cairn_runtime_begin(model, session, 0, &run));
 
     cairn_token tokens[4096], token;
     size_t n;
-    cairn_model_info info;
-    cairn_model_info_get(model, &info);
-    float *logits = malloc(info.vocab * sizeof *logits);
     TRY(cairn_model_encode(model, question, strlen(question), tokens, 4096, &n));
     TRY(cairn_runtime_feed(run, tokens, n < 4096 ? n : 4096, logits));
 
-    cairn_sampler greedy = {.temperature = 0};
     char text[64] = "";
+    cairn_sampler greedy = {.temperature = 0};
     for (int i = 0; i < 64 && strchr(text, '\n') == NULL; i++) {
         TRY(cairn_model_sample(model, logits, &greedy, &token));
-        size_t bytes = cairn_model_decode(model, token, text, sizeof text - 1);
-        text[bytes] = 0;
+        text[cairn_model_decode(model, token, text, sizeof text - 1)] = 0;
         fputs(text, stdout);
         TRY(cairn_runtime_feed(run, &token, 1, logits));
     }
-
-    free(logits);
     cairn_runtime_end(run);
     cairn_session_end(session);
-    cairn_store_close(store);
-    cairn_model_close(model);
 }
 
 int main(int argc, char **argv)
 {
     if (argc != 5) return fprintf(stderr, "usage: ask MODEL.gguf STORE CONTEXT QUESTION\n"), 2;
-    ask(argv[1], argv[2], argv[3], argv[4]);
+    cairn_model *model;
+    cairn_store *store;
+    TRY(cairn_model_open(argv[1], &model));
+    TRY(cairn_store_open(argv[2], NULL, &store));
+
+    cairn_model_info info;
+    cairn_model_info_get(model, &info);
+    float *logits = malloc(info.vocab * sizeof *logits);
+    if (logits != NULL) ask(store, model, argv[3], argv[4], logits);
+
+    free(logits);
+    cairn_store_close(store);
+    cairn_model_close(model);
     return 0;
 }

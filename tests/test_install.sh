@@ -68,10 +68,11 @@ stands_alone() { ! ldd "$1" | grep libcairn; }
 check "cmake --install puts command, headers, libraries, cairn.pc and the package in place" installs
 check "libcairn.so shows exactly the calls the public headers declare" shows_what_headers_declare
 check "libcairn.so carries FAISS inside" needs_no_faiss
-check "the example builds through find_package, shared and static" with_cmake
+check "the examples build through find_package, shared and static" with_cmake
 check "the example builds through pkg-config, shared" with_pkg_config shared
 check "the example builds through pkg-config, static" with_pkg_config static
 check "the static programs do without libcairn.so" stands_alone "$tmp/cmake/ask_static"
+check "the engine example agrees with the reference" quiet "$tmp/cmake/engine"
 check "the installed command ingests a text" ingests
 for program in cmake/ask cmake/ask_static pc/ask_shared pc/ask_static; do
     check "$program finds the sentence in the middle of the text" answers "$tmp/$program"

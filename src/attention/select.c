@@ -43,14 +43,16 @@ static reach reach_of(const attn_step *step, const attn_line *line, uint32_t lay
         r.window_hi = own;
         return r;
     }
+    if (local) { /* never retrieves: its own window, at true distances */
+        r.window_lo = back(own, shape->local_window_blocks, base);
+        r.window_hi = own;
+        return r;
+    }
     if (shape->scheme == CAIRN_POSITION_CLAMPED) {
-        uint64_t window = local                       ? shape->local_window_blocks
-                          : policy->window_blocks < 0 ? shape->window_blocks
-                                                      : (uint64_t)policy->window_blocks;
+        uint64_t window = policy->window_blocks < 0 ? shape->window_blocks : (uint64_t)policy->window_blocks;
         r.window_lo = back(own, window, base);
         r.window_hi = own;
         candidates_end = r.window_lo;
-        if (local) return r;
         if (policy->newest != 0) oldest = back(own, policy->newest, 0);
         if (oldest > candidates_end) oldest = candidates_end;
         r.near_lo = back(own, shape->clamp_blocks - 1, base);
@@ -61,7 +63,6 @@ static reach reach_of(const attn_step *step, const attn_line *line, uint32_t lay
         r.window_lo = line->cached;
         r.window_hi = own;
         candidates_end = line->cached;
-        if (local) return r;
         if (policy->newest != 0) oldest = back(candidates_end, policy->newest, 0);
     }
     uint64_t candidates = candidates_end - oldest;

@@ -227,6 +227,8 @@ static cairn_status list_tiles(attn_step *step, size_t *out_n)
         if (unit->n_picks != 0 && unit->picks[unit->n_picks - 1].block >= end)
             end = unit->picks[unit->n_picks - 1].block + 1; /* picks ascend */
     }
+    *out_n = 0;
+    if (end == 0) return CAIRN_OK;
     words = (size_t)((end + 63) / 64);
     if (words * heads > step->cap_words) {
         cairn_free(step->bits);

@@ -43,7 +43,7 @@ static reach reach_of(const attn_step *step, const attn_line *line, uint32_t lay
         r.window_hi = own;
         return r;
     }
-    if (local) { /* never retrieves: its own window, at true distances */
+    if (local) { /* never retrieves: its own window only */
         r.window_lo = back(own, shape->local_window_blocks, base);
         r.window_hi = own;
         return r;
@@ -549,7 +549,7 @@ cairn_status attn_select(attn_step *step, const attn_chunk *chunk, const attn_li
         }
         normalise(step, unit, first, own, n_own);
     }
-    qsort(unit->picks, unit->n_picks, sizeof *unit->picks, pick_order);
+    if (unit->n_picks > 1) qsort(unit->picks, unit->n_picks, sizeof *unit->picks, pick_order);
     return CAIRN_OK;
 }
 

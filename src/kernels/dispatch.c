@@ -12,15 +12,25 @@ const cairn_kernels *cairn_kernels_avx2(void)
     return NULL;
 }
 
-const cairn_kernels *cairn_kernels_avx512(void)
+const cairn_kernels *cairn_kernels_avx512_without_vnni(void)
 {
 #ifdef CAIRN_HAVE_AVX512
     if (cairn_kernels_avx2() == NULL) return NULL;
     if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw")) return NULL;
     if (!__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl")) return NULL;
-    return __builtin_cpu_supports("avx512vnni") ? &cairn_kernels_avx512_vnni_table : &cairn_kernels_avx512_table;
-#endif
+    return &cairn_kernels_avx512_table;
+#else
     return NULL;
+#endif
+}
+
+const cairn_kernels *cairn_kernels_avx512(void)
+{
+    const cairn_kernels *table = cairn_kernels_avx512_without_vnni();
+#ifdef CAIRN_HAVE_AVX512
+    if (table != NULL && __builtin_cpu_supports("avx512vnni")) return &cairn_kernels_avx512_vnni_table;
+#endif
+    return table;
 }
 
 const cairn_kernels *cairn_kernels_best(void)

@@ -1,0 +1,36 @@
+/* avx2.c - the table for AVX2 with FMA and F16C: the bodies over eight lanes. Compiled with those flags; nothing here
+ * runs before dispatch.c has asked the CPU. */
+#include "vec256.h"
+
+#include "twins_internal.h"
+
+/* 16 registers: mixing 6 rows x 2 vectors of dims keeps 12 sums, 2 values and a weight. */
+enum { MIX_QUERIES = 6, MIX_WIDE = 2 };
+
+#include "body_vectors.h"
+
+#include "body_matvec.h"
+#include "body_scan.h"
+#include "body_tile.h"
+
+const cairn_kernels cairn_kernels_avx2_table = {
+    .name = "avx2",
+    .dot = dot,
+    .axpy = axpy,
+    .scale = scale,
+    .max = max,
+    .exp_shift = exp_shift,
+    .exp_sum = exp_sum,
+    .above = above,
+    .widen = widen,
+    .narrow = narrow,
+    .rms_norm = rms_norm,
+    .silu_mul = silu_mul,
+    .rotate = rotate,
+    .matvec = matvec,
+    .dequant = dequant,
+    .tile_scores = tile_scores,
+    .tile_mix = tile_mix,
+    .tile_attend = tile_attend,
+    .scan_i8 = scan_i8,
+};

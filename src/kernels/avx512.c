@@ -1,0 +1,27 @@
+/* avx512.c - the table for AVX-512 F, BW, DQ, VL: the bodies over sixteen lanes. Compiled with those flags; nothing
+ * here runs before dispatch.c has asked the CPU. */
+#include "vec512.h"
+
+#include "twins_internal.h"
+
+/* 32 registers: mixing 6 rows x 4 vectors of dims keeps 24 sums, 4 values and a weight. */
+enum { MIX_QUERIES = 6, MIX_WIDE = 4 };
+
+#include "body_vectors.h"
+
+#include "body_matvec.h"
+#include "body_scan.h"
+#include "body_tile.h"
+
+/* clang-format off */
+#define TABLE(scan)                                                                                                    \
+    {                                                                                                                  \
+        .name = "avx512", .dot = dot, .axpy = axpy, .scale = scale, .max = max, .exp_shift = exp_shift,                \
+        .exp_sum = exp_sum, .above = above, .widen = widen, .narrow = narrow, .rms_norm = rms_norm,                    \
+        .silu_mul = silu_mul, .rotate = rotate, .matvec = matvec, .dequant = dequant, .tile_scores = tile_scores,      \
+        .tile_mix = tile_mix, .tile_attend = tile_attend, .scan_i8 = scan                                              \
+    }
+/* clang-format on */
+
+const cairn_kernels cairn_kernels_avx512_table = TABLE(scan_i8);
+const cairn_kernels cairn_kernels_avx512_vnni_table = TABLE(cairn_scan_i8_vnni);

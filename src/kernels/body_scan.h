@@ -1,0 +1,72 @@
+/* body_scan.h - the int8 scan without dot-product instructions, over vec512.h or vec256.h: bytes become int16 pairs,
+ * whose products add up in int32 lanes without saturation (vpmaddubsw would saturate).
+ *
+ * A group of 16 rows is dim * 16 bytes; per 64 of them (four dims of each row) and query: 2 broadcasts, 2 * NV madd and
+ * 2 * NV additions, with NV vectors to 64 bytes. Eight queries share the unpacking of the row bytes. */
+
+enum { NV = 16 / VL, SCAN_QUERIES = 8, SCAN_DIM_MAX = 1024, SCAN_AHEAD_BYTES = 4096 };
+
+INLINE void scan_queries(const int NQ, const int8_t *rows, const float *row_scale, size_t groups, size_t dim,
+                         const int32_t (*even)[SCAN_DIM_MAX / 4], const int32_t (*odd)[SCAN_DIM_MAX / 4],
+                         const float *q_scale, float *scores, size_t ld)
+{
+    for (size_t g = 0; g < groups; g++, rows += 16 * dim, row_scale += 16, scores += 16) {
+        vi sum[SCAN_QUERIES * NV];
+#pragma GCC unroll 16
+        for (int i = 0; i < NQ * NV; i++) sum[i] = vi_zero();
+        for (size_t j = 0; j < dim / 4; j++) {
+            const int8_t *at = rows + j * 64;
+            _mm_prefetch((const char *)at + SCAN_AHEAD_BYTES, _MM_HINT_T0);
+#pragma GCC unroll 2
+            for (int h = 0; h < NV; h++) {
+                vi x = vi_load(at + h * VL * 4), x_even = vi_even_bytes(x), x_odd = vi_odd_bytes(x);
+#pragma GCC unroll 8
+                for (int i = 0; i < NQ; i++) {
+                    vi s = vi_madd(x_even, vi_set(even[i][j]), sum[i * NV + h]);
+                    sum[i * NV + h] = vi_madd(x_odd, vi_set(odd[i][j]), s);
+                }
+            }
+        }
+#pragma GCC unroll 8
+        for (int i = 0; i < NQ; i++)
+#pragma GCC unroll 2
+            for (int h = 0; h < NV; h++) {
+                vf scaled = v_mul(vi_to_f32(sum[i * NV + h]), v_load(row_scale + h * VL));
+                v_store(scores + (size_t)i * ld + h * VL, v_mul(scaled, v_set(q_scale[i])));
+            }
+    }
+}
+
+/* Bytes a and b as the two int16 of a lane */
+INLINE int32_t scan_pair(int8_t a, int8_t b)
+{
+    return (int32_t)((uint32_t)(uint16_t)a | (uint32_t)(uint16_t)b << 16);
+}
+
+static void scan_i8(const int8_t *rows, const float *row_scale, const int32_t *row_sum, size_t group, size_t groups,
+                    size_t dim, const int8_t *q, const float *q_scale, size_t nq, float *scores, size_t ld)
+{
+    (void)row_sum;
+    assert(dim % 4 == 0 && dim <= SCAN_DIM_MAX);
+    int32_t even[SCAN_QUERIES][SCAN_DIM_MAX / 4], odd[SCAN_QUERIES][SCAN_DIM_MAX / 4];
+    rows += group * 16 * dim;
+    row_scale += group * 16;
+    for (size_t first = 0, some; first < nq; first += some) {
+        size_t left = nq - first;
+        some = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+        for (size_t i = 0; i < some; i++)
+            for (size_t j = 0; j < dim / 4; j++) {
+                const int8_t *at = q + (first + i) * dim + 4 * j;
+                even[i][j] = scan_pair(at[0], at[2]);
+                odd[i][j] = scan_pair(at[1], at[3]);
+            }
+        const float *scales = q_scale + first;
+        float *to = scores + first * ld;
+        switch (some) {
+        case 8: scan_queries(8, rows, row_scale, groups, dim, even, odd, scales, to, ld); break;
+        case 4: scan_queries(4, rows, row_scale, groups, dim, even, odd, scales, to, ld); break;
+        case 2: scan_queries(2, rows, row_scale, groups, dim, even, odd, scales, to, ld); break;
+        default: scan_queries(1, rows, row_scale, groups, dim, even, odd, scales, to, ld);
+        }
+    }
+}

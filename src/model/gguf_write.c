@@ -1,0 +1,399 @@
+/* gguf_write.c - writes GGUF version 3: keys and tensors gathered in memory, then one file put in place whole. */
+#include <cairn/model.h>
+
+#include "gguf_internal.h"
+#include "kernels_internal.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+enum { ALIGNMENT = 32, Q8_0_BLOCK = 32, Q8_0_BYTES = 34 };
+
+typedef struct buffer {
+    uint8_t *data;
+    size_t n;
+    size_t cap;
+} buffer;
+
+typedef struct out_tensor {
+    uint8_t *data;
+    size_t bytes;
+} out_tensor;
+
+struct cairn_gguf_writer {
+    buffer values;  /* encoded keys and values */
+    buffer tensors; /* encoded descriptions, their offsets counted from the start of the data */
+    buffer names;   /* every key ("k" first) and tensor ("t" first), NUL-terminated: to refuse a second one */
+    uint64_t n_values;
+    size_t n_tensors;
+    size_t cap_tensors;
+    out_tensor *data;
+    size_t data_bytes; /* padded */
+};
+
+static size_t padded(size_t n)
+{
+    return (n + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+}
+
+/* Room for n more bytes, counted as used; NULL when out of memory. */
+static uint8_t *extend(buffer *b, size_t n)
+{
+    size_t needed;
+    if (!cairn_add_size(b->n, n, &needed)) return NULL;
+    if (needed > b->cap) {
+        size_t cap = needed < SIZE_MAX / 2 ? needed * 2 : needed;
+        uint8_t *bigger = cairn_grow(b->data, b->n, cap, 1);
+        if (bigger == NULL) return NULL;
+        b->data = bigger;
+        b->cap = cap;
+    }
+    uint8_t *at = b->data + b->n;
+    b->n = needed;
+    return at;
+}
+
+cairn_status cairn_gguf_writer_new(cairn_gguf_writer **out)
+{
+    *out = cairn_calloc(1, sizeof **out);
+    return *out != NULL ? CAIRN_OK : cairn_fail(CAIRN_NO_MEMORY, "GGUF writer");
+}
+
+void cairn_gguf_writer_free(cairn_gguf_writer *w)
+{
+    if (w == NULL) return;
+    for (size_t i = 0; i < w->n_tensors; i++) cairn_free(w->data[i].data);
+    cairn_free(w->data);
+    cairn_free(w->values.data);
+    cairn_free(w->tensors.data);
+    cairn_free(w->names.data);
+    cairn_free(w);
+}
+
+static cairn_status check_new(const cairn_gguf_writer *w, char kind, const char *name)
+{
+    for (size_t at = 0; at < w->names.n;) {
+        const char *known = (const char *)w->names.data + at;
+        if (known[0] == kind && strcmp(known + 1, name) == 0)
+            return cairn_fail(CAIRN_EXISTS, "%s '%s' was written already", kind == 'k' ? "key" : "tensor", name);
+        at += strlen(known) + 1;
+    }
+    return CAIRN_OK;
+}
+
+static bool remember(cairn_gguf_writer *w, char kind, const char *name)
+{
+    size_t n = strlen(name) + 1;
+    uint8_t *at = extend(&w->names, n + 1);
+    if (at == NULL) return false;
+    *at = (uint8_t)kind;
+    memcpy(at + 1, name, n);
+    return true;
+}
+
+/* ---- values ---- */
+
+/* Begins a value: key and type, and room for `n` more bytes at *out. An array's header is part of the n. */
+static cairn_status begin_value(cairn_gguf_writer *w, const char *key, gguf_value_type type, size_t n, uint8_t **out)
+{
+    size_t key_bytes = strlen(key);
+    size_t total;
+    cairn_status st = check_new(w, 'k', key);
+    if (st != CAIRN_OK) return st;
+    if (key_bytes == 0 || key_bytes > 65535) return cairn_fail(CAIRN_INVALID, "a key of %zu bytes", key_bytes);
+    if (!cairn_add_size(n, 12 + key_bytes, &total)) return cairn_fail(CAIRN_NO_MEMORY, "key '%s'", key);
+    size_t before = w->values.n;
+    uint8_t *at = extend(&w->values, total);
+    if (at == NULL || !remember(w, 'k', key)) {
+        w->values.n = before;
+        return cairn_fail(CAIRN_NO_MEMORY, "key '%s' of %zu bytes", key, total);
+    }
+    cairn_put_le64(at, key_bytes);
+    memcpy(at + 8, key, key_bytes);
+    cairn_put_le32(at + 8 + key_bytes, type);
+    *out = at + 12 + key_bytes;
+    w->n_values++;
+    return CAIRN_OK;
+}
+
+/* The same for an array of n elements; *out is at the first of them. */
+static cairn_status begin_array(cairn_gguf_writer *w, const char *key, gguf_value_type type, size_t n, size_t bytes,
+                                uint8_t **out)
+{
+    size_t total;
+    if (!cairn_add_size(bytes, 12, &total)) return cairn_fail(CAIRN_NO_MEMORY, "key '%s'", key);
+    cairn_status st = begin_value(w, key, GGUF_ARRAY, total, out);
+    if (st != CAIRN_OK) return st;
+    cairn_put_le32(*out, type);
+    cairn_put_le64(*out + 4, n);
+    *out += 12;
+    return CAIRN_OK;
+}
+
+static uint8_t *put_text(uint8_t *at, const char *text)
+{
+    size_t n = strlen(text);
+    cairn_put_le64(at, n);
+    memcpy(at + 8, text, n);
+    return at + 8 + n;
+}
+
+cairn_status cairn_gguf_put_u32(cairn_gguf_writer *w, const char *key, uint32_t value)
+{
+    uint8_t *at;
+    cairn_status st = begin_value(w, key, GGUF_U32, 4, &at);
+    if (st == CAIRN_OK) cairn_put_le32(at, value);
+    return st;
+}
+
+cairn_status cairn_gguf_put_f32(cairn_gguf_writer *w, const char *key, float value)
+{
+    uint8_t *at;
+    cairn_status st = begin_value(w, key, GGUF_F32, sizeof value, &at);
+    if (st == CAIRN_OK) memcpy(at, &value, sizeof value); /* little-endian hosts only, see CairnOptions.cmake */
+    return st;
+}
+
+cairn_status cairn_gguf_put_bool(cairn_gguf_writer *w, const char *key, bool value)
+{
+    uint8_t *at;
+    cairn_status st = begin_value(w, key, GGUF_BOOL, 1, &at);
+    if (st == CAIRN_OK) *at = value;
+    return st;
+}
+
+cairn_status cairn_gguf_put_string(cairn_gguf_writer *w, const char *key, const char *value)
+{
+    uint8_t *at;
+    cairn_status st = begin_value(w, key, GGUF_STRING, 8 + strlen(value), &at);
+    if (st == CAIRN_OK) put_text(at, value);
+    return st;
+}
+
+static cairn_status put_words(cairn_gguf_writer *w, const char *key, gguf_value_type type, const void *values, size_t n)
+{
+    uint8_t *at;
+    size_t total;
+    if (!cairn_mul_size(n, 4, &total)) return cairn_fail(CAIRN_INVALID, "key '%s': %zu elements", key, n);
+    cairn_status st = begin_array(w, key, type, n, total, &at);
+    if (st == CAIRN_OK && n != 0) memcpy(at, values, total);
+    return st;
+}
+cairn_status cairn_gguf_put_u32s(cairn_gguf_writer *w, const char *key, const uint32_t *values, size_t n)
+{
+    return put_words(w, key, GGUF_U32, values, n);
+}
+cairn_status cairn_gguf_put_i32s(cairn_gguf_writer *w, const char *key, const int32_t *values, size_t n)
+{
+    return put_words(w, key, GGUF_I32, values, n);
+}
+cairn_status cairn_gguf_put_f32s(cairn_gguf_writer *w, const char *key, const float *values, size_t n)
+{
+    return put_words(w, key, GGUF_F32, values, n);
+}
+
+cairn_status cairn_gguf_put_strings(cairn_gguf_writer *w, const char *key, const char *const *values, size_t n)
+{
+    uint8_t *at;
+    size_t total = 0;
+    for (size_t i = 0; i < n; i++)
+        if (!cairn_add_size(total, 8 + strlen(values[i]), &total))
+            return cairn_fail(CAIRN_INVALID, "key '%s': %zu strings", key, n);
+    cairn_status st = begin_array(w, key, GGUF_STRING, n, total, &at);
+    if (st != CAIRN_OK) return st;
+    for (size_t i = 0; i < n; i++) at = put_text(at, values[i]);
+    return CAIRN_OK;
+}
+
+cairn_status cairn_gguf_put_byte_vocab(cairn_gguf_writer *w, bool landmark)
+{
+    enum { NORMAL_BYTES = 256, FIRST = 3, ALL = FIRST + NORMAL_BYTES + 1 };
+    enum { UNKNOWN = 2, CONTROL = 3, BYTE = 6 }; /* of tokenizer.ggml.token_type */
+    char names[NORMAL_BYTES][8];
+    const char *tokens[ALL] = {"<unk>", "<s>", "</s>"};
+    float scores[ALL] = {0};
+    int32_t kinds[ALL] = {UNKNOWN, CONTROL, CONTROL};
+    for (int i = 0; i < NORMAL_BYTES; i++) {
+        snprintf(names[i], sizeof names[i], "<0x%02X>", i);
+        tokens[FIRST + i] = names[i];
+        kinds[FIRST + i] = BYTE;
+    }
+    tokens[ALL - 1] = "<landmark>";
+    kinds[ALL - 1] = CONTROL;
+    size_t n = landmark ? ALL : ALL - 1;
+    cairn_status st;
+    if ((st = cairn_gguf_put_string(w, "tokenizer.ggml.model", "llama")) != CAIRN_OK) return st;
+    if ((st = cairn_gguf_put_strings(w, "tokenizer.ggml.tokens", tokens, n)) != CAIRN_OK) return st;
+    if ((st = cairn_gguf_put_f32s(w, "tokenizer.ggml.scores", scores, n)) != CAIRN_OK) return st;
+    if ((st = cairn_gguf_put_i32s(w, "tokenizer.ggml.token_type", kinds, n)) != CAIRN_OK) return st;
+    if ((st = cairn_gguf_put_u32(w, "tokenizer.ggml.bos_token_id", 1)) != CAIRN_OK) return st;
+    if ((st = cairn_gguf_put_u32(w, "tokenizer.ggml.eos_token_id", 2)) != CAIRN_OK) return st;
+    if ((st = cairn_gguf_put_u32(w, "tokenizer.ggml.unknown_token_id", 0)) != CAIRN_OK) return st;
+    return cairn_gguf_put_bool(w, "tokenizer.ggml.add_bos_token", true);
+}
+
+/* ---- tensors ---- */
+
+/* Blocks of 32: d = max|x| / 127 as f16, then round(x / d) as int8; d itself is divided by before it is rounded, as
+ * ggml's reference quantizer does. */
+static void quantize_q8_0(uint8_t *out, const float *x, size_t n, const cairn_kernels *kernels)
+{
+    for (size_t i = 0; i < n; i += Q8_0_BLOCK, out += Q8_0_BYTES) {
+        float largest = 0;
+        for (size_t j = 0; j < Q8_0_BLOCK; j++) largest = fmaxf(largest, fabsf(x[i + j]));
+        float d = largest / 127.0f;
+        float inverse = d != 0 ? 1.0f / d : 0;
+        kernels->narrow(out, &d, CAIRN_F16, 1);
+        for (size_t j = 0; j < Q8_0_BLOCK; j++) out[2 + j] = (uint8_t)(int8_t)roundf(x[i + j] * inverse);
+    }
+}
+
+static cairn_status convert(out_tensor *t, const char *name, cairn_gguf_type type, size_t n, const float *data)
+{
+    const cairn_kernels *kernels = cairn_kernels_best();
+    t->data = cairn_alloc(t->bytes);
+    if (t->data == NULL) return cairn_fail(CAIRN_NO_MEMORY, "tensor '%s' of %zu bytes", name, t->bytes);
+    switch (type) {
+    case CAIRN_GGUF_F32: memcpy(t->data, data, t->bytes); break;
+    case CAIRN_GGUF_F16: kernels->narrow(t->data, data, CAIRN_F16, n); break;
+    case CAIRN_GGUF_BF16: kernels->narrow(t->data, data, CAIRN_BF16, n); break;
+    case CAIRN_GGUF_Q8_0: quantize_q8_0(t->data, data, n, kernels); break;
+    }
+    return CAIRN_OK;
+}
+
+cairn_status cairn_gguf_put_tensor(cairn_gguf_writer *w, const char *name, cairn_gguf_type type, const uint64_t *dims,
+                                   uint32_t n_dims, const float *data)
+{
+    size_t name_bytes = strlen(name);
+    size_t elements = 1;
+    size_t all;
+    out_tensor t = {0};
+    cairn_status st = check_new(w, 't', name);
+    if (st != CAIRN_OK) return st;
+    if (name_bytes == 0 || name_bytes > 64)
+        return cairn_fail(CAIRN_INVALID, "tensor '%.80s': a name of %zu bytes (1..64)", name, name_bytes);
+    if (type != CAIRN_GGUF_F32 && type != CAIRN_GGUF_F16 && type != CAIRN_GGUF_BF16 && type != CAIRN_GGUF_Q8_0)
+        return cairn_fail(CAIRN_INVALID, "tensor '%s': type %d cannot be written", name, (int)type);
+    if (n_dims < 1 || n_dims > 4) return cairn_fail(CAIRN_INVALID, "tensor '%s': %u dimensions", name, n_dims);
+    t.bytes = gguf_row_bytes(type, dims[0]);
+    for (uint32_t i = 0; i < n_dims; i++)
+        if (dims[i] == 0 || !cairn_mul_size(elements, dims[i], &elements) ||
+            (i > 0 && !cairn_mul_size(t.bytes, dims[i], &t.bytes)))
+            return cairn_fail(CAIRN_INVALID, "tensor '%s': dimension %u is %llu", name, i, (unsigned long long)dims[i]);
+    if (t.bytes == 0)
+        return cairn_fail(CAIRN_INVALID, "tensor '%s': rows of %llu elements are no whole %s blocks", name,
+                          (unsigned long long)dims[0], gguf_type_name(type));
+    if (!cairn_add_size(w->data_bytes, t.bytes, &all) || all > SIZE_MAX - ALIGNMENT)
+        return cairn_fail(CAIRN_INVALID, "tensor '%s': %zu bytes", name, t.bytes);
+
+    if (w->n_tensors == w->cap_tensors) {
+        size_t cap = w->cap_tensors != 0 ? w->cap_tensors * 2 : 64;
+        void *bigger = cairn_grow(w->data, w->n_tensors * sizeof t, cap, sizeof t);
+        if (bigger == NULL) return cairn_fail(CAIRN_NO_MEMORY, "list of %zu tensors", cap);
+        w->data = bigger;
+        w->cap_tensors = cap;
+    }
+    if ((st = convert(&t, name, type, elements, data)) != CAIRN_OK) return st;
+    size_t before = w->tensors.n;
+    uint8_t *at = extend(&w->tensors, 8 + name_bytes + 4 + 8 * (size_t)n_dims + 4 + 8);
+    if (at == NULL || !remember(w, 't', name)) {
+        w->tensors.n = before;
+        cairn_free(t.data);
+        return cairn_fail(CAIRN_NO_MEMORY, "description of tensor '%s'", name);
+    }
+    at = put_text(at, name);
+    cairn_put_le32(at, n_dims);
+    for (uint32_t i = 0; i < n_dims; i++) cairn_put_le64(at + 4 + 8 * i, dims[i]);
+    at += 4 + 8 * n_dims;
+    cairn_put_le32(at, type);
+    cairn_put_le64(at + 4, w->data_bytes);
+    w->data[w->n_tensors++] = t;
+    w->data_bytes = padded(all);
+    return CAIRN_OK;
+}
+
+/* ---- the file ---- */
+
+static bool put_padded(FILE *f, const void *data, size_t n)
+{
+    static const uint8_t zeros[ALIGNMENT];
+    return fwrite(data, 1, n, f) == n && fwrite(zeros, 1, padded(n) - n, f) == padded(n) - n;
+}
+
+static bool write_all(const cairn_gguf_writer *w, FILE *f)
+{
+    uint8_t header[24] = "GGUF";
+    cairn_put_le32(header + 4, 3);
+    cairn_put_le64(header + 8, w->n_tensors);
+    cairn_put_le64(header + 16, w->n_values);
+    if (fwrite(header, 1, sizeof header, f) != sizeof header) return false;
+    if (fwrite(w->values.data, 1, w->values.n, f) != w->values.n) return false;
+    if (fwrite(w->tensors.data, 1, w->tensors.n, f) != w->tensors.n) return false;
+    size_t n = sizeof header + w->values.n + w->tensors.n;
+    static const uint8_t zeros[ALIGNMENT];
+    if (fwrite(zeros, 1, padded(n) - n, f) != padded(n) - n) return false;
+    for (size_t i = 0; i < w->n_tensors; i++)
+        if (!put_padded(f, w->data[i].data, w->data[i].bytes)) return false;
+    return true;
+}
+
+/* A new name in a directory is safe on disk only when the directory is. */
+static cairn_status sync_directory(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    char *dir = slash == NULL ? cairn_strdup(".") : slash == path ? cairn_strdup("/") : cairn_strdup(path);
+    if (dir == NULL) return cairn_fail(CAIRN_NO_MEMORY, "name of the directory of %s", path);
+    if (slash != NULL && slash != path) dir[slash - path] = 0;
+    cairn_status st = CAIRN_OK;
+    int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0 || fsync(fd) != 0) st = cairn_fail_errno(errno, "syncing directory %s", dir);
+    if (fd >= 0) close(fd);
+    cairn_free(dir);
+    return st;
+}
+
+cairn_status cairn_gguf_writer_save(cairn_gguf_writer *w, const char *path)
+{
+    static const char suffix[] = ".new-XXXXXX";
+    size_t n = strlen(path);
+    cairn_status st = CAIRN_OK;
+    FILE *f = NULL;
+    int fd = -1;
+    char *beside = cairn_alloc(n + sizeof suffix);
+    if (beside == NULL) return cairn_fail(CAIRN_NO_MEMORY, "name of a file beside %s", path);
+    memcpy(beside, path, n);
+    memcpy(beside + n, suffix, sizeof suffix);
+    fd = mkostemp(beside, O_CLOEXEC); /* 0600 */
+    if (fd < 0) {
+        st = cairn_fail_errno(errno, "creating %s", beside);
+        goto out;
+    }
+    f = fdopen(fd, "wb");
+    if (f == NULL) {
+        st = cairn_fail_errno(errno, "writing %s", beside);
+        close(fd);
+        goto out;
+    }
+    if (!write_all(w, f) || fflush(f) != 0 || fsync(fd) != 0) {
+        st = cairn_fail_errno(errno, "writing %s", beside);
+        goto out;
+    }
+    int closed = fclose(f);
+    f = NULL;
+    if (closed != 0 || rename(beside, path) != 0) {
+        st = cairn_fail_errno(errno, "putting %s in place", path);
+        goto out;
+    }
+    fd = -1;
+    st = sync_directory(path);
+out:
+    if (f != NULL) fclose(f);
+    if (fd >= 0) unlink(beside);
+    cairn_free(beside);
+    return st;
+}

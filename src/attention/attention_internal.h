@@ -109,6 +109,8 @@ typedef struct attn_unit {
     attn_pick *picks;
     size_t n_picks;
     size_t cap_picks;
+    attn_pick *sorted; /* the other half of the sort */
+    size_t cap_sorted;
     size_t cursor;
     float *own; /* (rows * G, C) gates of the own tokens; DENSE: (max, denominator) follow in acc */
     size_t own_cap;
@@ -117,6 +119,8 @@ typedef struct attn_unit {
     cairn_status status;
     char sentence[256];
 } attn_unit;
+
+enum { ATTN_ROWS_KEPT = 8 };
 
 typedef struct attn_worker { /* one per thread */
     cairn_index_scratch *search;
@@ -136,7 +140,8 @@ typedef struct attn_worker { /* one per thread */
     float *lse;      /* (rows * G, 2): log-sum-exp of the far landmarks and its error */
     size_t cap_rows; /* queries the arrays above hold */
     uint32_t cap_k;
-    float *row; /* one landmark row */
+    float *row; /* (1 + ATTN_ROWS_KEPT, D): a turned query, then landmark rows by block number */
+    uint64_t row_block[ATTN_ROWS_KEPT];
 } attn_worker;
 
 typedef struct attn_step { /* buffers kept between steps */
@@ -185,6 +190,31 @@ static inline uint32_t attn_own_tokens(const cairn_attention_shape *shape, const
 {
     return offset >= shape->block_tokens ? group->fill : offset + 1;
 }
+typedef struct attn_reach {        /* what the rows of one group can see; half-open ranges of logical blocks */
+    uint64_t far_lo, far_hi;       /* one delta: searched */
+    uint64_t near_lo, near_hi;     /* candidates with a delta each */
+    uint64_t window_lo, window_hi; /* always visible */
+    uint32_t far_delta;
+    uint32_t k;      /* blocks to choose, <= candidates */
+    bool everything; /* all candidates are visible: nothing to choose */
+} attn_reach;
+
+attn_reach attn_reach_of(const attn_step *step, const attn_line *line, uint32_t layer, const attn_group *group);
+/* Blocks between `block` and the group's, as the positions it is scored at see it. */
+uint32_t attn_scoring_delta(const attn_step *step, const attn_line *line, const attn_reach *r, const attn_group *group,
+                            uint64_t block);
+const float *attn_query(const attn_step *step, const attn_chunk *chunk, uint32_t head, uint32_t row, uint32_t g);
+/* out (D) = q scaled by 1/sqrt(D) and turned to position p. */
+void attn_turned(const attn_step *step, float *out, const float *q, size_t p);
+/* Position a query at slot `offset` is turned to for a landmark `delta` blocks back: delta*B + offset - (B-1). */
+size_t attn_landmark_position(const attn_step *step, uint32_t delta, uint32_t offset);
+float attn_landmark_score(const attn_step *step, const attn_line *line, uint32_t layer, uint32_t head, uint64_t block,
+                          uint32_t delta, uint32_t offset, const float *q, attn_worker *worker);
+/* The worker keeps a few landmark rows of one layer and head: forget them when either changes. */
+void attn_forget_rows(attn_worker *worker);
+/* Keeps the best k of a list in descending order, equal scores newest first; ids are logical blocks. Returns its
+ * length. */
+uint32_t attn_keep_best(cairn_index_hit *list, uint32_t n, uint32_t k, uint32_t block, float score);
 /* Landmark row of a past block, f32, into `out` (D). */
 void attn_landmark_row(const attn_step *step, const attn_line *line, uint32_t layer, uint32_t head, uint64_t block,
                        float *out);

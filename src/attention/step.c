@@ -31,7 +31,7 @@ cairn_status attn_step_init(attn_step *step, const cairn_attention_shape *shape,
         attn_worker *w = &step->workers[i];
         if ((st = cairn_index_scratch_new(&w->search)) != CAIRN_OK) return st;
         w->tile_scratch = cairn_alloc(scratch);
-        w->row = cairn_alloc_array(2, shape->head_dim * sizeof *w->row);
+        w->row = cairn_alloc_array(1 + ATTN_ROWS_KEPT, shape->head_dim * sizeof *w->row);
         if (w->tile_scratch == NULL || w->row == NULL) return cairn_fail(CAIRN_NO_MEMORY, "attention worker %zu", i);
     }
     return CAIRN_OK;
@@ -60,6 +60,7 @@ void attn_step_wipe(attn_step *step)
     cairn_free(step->workers);
     for (size_t i = 0; i < step->cap_units; i++) {
         cairn_free(step->units[i].picks);
+        cairn_free(step->units[i].sorted);
         cairn_free(step->units[i].own);
         cairn_free(step->units[i].acc);
     }

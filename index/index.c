@@ -1,0 +1,256 @@
+/* index.c - the public calls: rows, the sealed part, and a search over both. */
+#include "index_internal.h"
+
+#include <math.h>
+
+enum {
+    DIM_MAX = 1024,              /* int8 sums of more would not be exact in f32 (scan.c) */
+    CHOICES_BYTES_MAX = 8 << 20, /* of a batch; larger k means smaller batches */
+    TOGETHER = 8                 /* score rows in the scratch (scan.c) */
+};
+
+bool cairn_index_is_scan(const char *kind)
+{
+    return kind == NULL || *kind == 0 || strcmp(kind, "scan") == 0 || strcmp(kind, "exact") == 0;
+}
+
+static bool is_faiss(const cairn_index *index)
+{
+    return index->kind.type != CAIRN_KIND_SCAN && index->kind.type != CAIRN_KIND_EXACT;
+}
+
+cairn_status cairn_index_new(const char *kind, uint32_t dim, cairn_dtype row_dtype, cairn_index **out)
+{
+    *out = NULL;
+    if (dim == 0 || dim > DIM_MAX)
+        return cairn_fail(CAIRN_INVALID, "index of %u dimensions: between 1 and %d are possible", dim, DIM_MAX);
+    if (row_dtype != CAIRN_F32 && row_dtype != CAIRN_F16 && row_dtype != CAIRN_BF16)
+        return cairn_fail(CAIRN_INVALID, "index rows of type %s: f32, f16 or bf16 are possible",
+                          cairn_dtype_name(row_dtype));
+    cairn_status st;
+    cairn_index *index = cairn_calloc(1, sizeof *index);
+    if (index == NULL) return cairn_fail(CAIRN_NO_MEMORY, "index");
+    if ((st = cairn_kind_parse(kind, &index->kind)) != CAIRN_OK) goto out;
+    if (is_faiss(index)) { /* FAISS is asked now, so that a bad recipe is found before there are rows */
+        cairn_faiss *trial = NULL;
+        st = cairn_faiss_new(index->kind.factory, index->kind.params, dim, &trial);
+        cairn_faiss_free(trial);
+        if (st == CAIRN_OK) st = cairn_kind_check(&index->kind);
+        if (st != CAIRN_OK) {
+            if (st != CAIRN_UNSUPPORTED) st = cairn_fail_within(st, "index kind '%s'", index->kind.name);
+            goto out;
+        }
+    }
+    st = cairn_rows_init(&index->rows, dim, row_dtype, index->kind.type != CAIRN_KIND_EXACT);
+out:
+    if (st != CAIRN_OK) {
+        cairn_free(index);
+        return st;
+    }
+    *out = index;
+    return CAIRN_OK;
+}
+
+void cairn_index_free(cairn_index *index)
+{
+    if (index == NULL) return;
+    cairn_sealed_wipe(&index->sealed);
+    cairn_rows_wipe(&index->rows);
+    cairn_free(index);
+}
+
+const char *cairn_index_kind(const cairn_index *index)
+{
+    return index->kind.name;
+}
+
+cairn_status cairn_index_add(cairn_index *index, size_t n, const void *rows)
+{
+    return cairn_rows_add(&index->rows, n, rows);
+}
+
+size_t cairn_index_count(const cairn_index *index)
+{
+    return index->rows.count;
+}
+
+size_t cairn_index_sealed(const cairn_index *index)
+{
+    return index->sealed.rows;
+}
+
+size_t cairn_index_bytes(const cairn_index *index)
+{
+    return sizeof *index + index->rows.bytes + index->sealed.bytes;
+}
+
+void cairn_index_row(const cairn_index *index, uint32_t id, float *out)
+{
+    cairn_rows_widen(&index->rows, id, 1, out);
+}
+
+cairn_status cairn_index_seal(cairn_index *index, size_t upto)
+{
+    if (upto > index->rows.count)
+        return cairn_fail(CAIRN_INVALID, "sealing %zu rows of an index that has %zu", upto, index->rows.count);
+    if (!is_faiss(index) || upto <= index->sealed.rows) return CAIRN_OK;
+    cairn_status st = cairn_sealed_extend(&index->sealed, &index->kind, &index->rows, upto);
+    if (st == CAIRN_OK) cairn_rows_drop_image(&index->rows, upto);
+    return st;
+}
+
+cairn_status cairn_index_save(const cairn_index *index, const char *path, uint64_t *out_hash)
+{
+    if (!is_faiss(index))
+        return cairn_fail(CAIRN_INVALID, "%s: an index of kind '%s' needs no file", path, index->kind.name);
+    return cairn_sealed_save(&index->sealed, &index->kind, index->rows.dim, path, out_hash);
+}
+
+cairn_status cairn_index_load(cairn_index *index, const char *path, uint64_t hash, size_t sealed, bool map)
+{
+    if (!is_faiss(index))
+        return cairn_fail(CAIRN_INVALID, "%s: an index of kind '%s' has no file", path, index->kind.name);
+    cairn_status st;
+    if (sealed > index->rows.count) {
+        cairn_sealed_wipe(&index->sealed);
+        return cairn_fail(CAIRN_INVALID, "%s: %zu rows sealed, but the index has %zu", path, sealed, index->rows.count);
+    }
+    st = cairn_sealed_load(&index->sealed, &index->kind, index->rows.dim, sealed, path, hash, map);
+    if (st == CAIRN_OK) cairn_rows_drop_image(&index->rows, sealed);
+    return st;
+}
+
+/* ---- searching ---- */
+
+cairn_status cairn_index_scratch_new(cairn_index_scratch **out)
+{
+    *out = cairn_calloc(1, sizeof **out);
+    return *out != NULL ? CAIRN_OK : cairn_fail(CAIRN_NO_MEMORY, "search scratch");
+}
+
+static void scratch_wipe(cairn_index_scratch *scratch)
+{
+    cairn_free(scratch->image);
+    cairn_free(scratch->scale);
+    cairn_free(scratch->scores);
+    cairn_free(scratch->over);
+    cairn_free(scratch->wide);
+    scratch->image = NULL;
+    scratch->scale = NULL;
+    scratch->scores = NULL;
+    scratch->over = NULL;
+    scratch->wide = NULL;
+    scratch->dim = 0;
+}
+
+void cairn_index_scratch_free(cairn_index_scratch *scratch)
+{
+    if (scratch == NULL) return;
+    scratch_wipe(scratch);
+    cairn_free(scratch->choices);
+    cairn_free(scratch->faiss);
+    cairn_free(scratch);
+}
+
+static cairn_status scratch_reserve(cairn_index_scratch *scratch, const cairn_rows *rows, size_t choices_bytes)
+{
+    if (scratch->dim < rows->dim) {
+        scratch_wipe(scratch);
+        scratch->image = cairn_alloc_array(CAIRN_SCAN_BATCH, rows->image_dim);
+        scratch->scale = cairn_calloc(CAIRN_SCAN_BATCH, sizeof *scratch->scale);
+        scratch->scores = cairn_alloc_array(TOGETHER * CAIRN_SPAN_ROWS, sizeof *scratch->scores);
+        scratch->over = cairn_alloc_array(CAIRN_SPAN_ROWS, sizeof *scratch->over);
+        scratch->wide = cairn_alloc_array((CAIRN_EXACT_ROWS + 1) * (size_t)rows->dim, sizeof *scratch->wide);
+        if (scratch->image == NULL || scratch->scale == NULL || scratch->scores == NULL || scratch->over == NULL ||
+            scratch->wide == NULL) {
+            scratch_wipe(scratch);
+            return cairn_fail(CAIRN_NO_MEMORY, "search scratch for %u dimensions", rows->dim);
+        }
+        memset(scratch->image, 0, (size_t)CAIRN_SCAN_BATCH * rows->image_dim);
+        scratch->dim = rows->dim;
+    }
+    if (scratch->choices_bytes < choices_bytes) {
+        void *more = cairn_alloc(choices_bytes);
+        if (more == NULL) return cairn_fail(CAIRN_NO_MEMORY, "%zu bytes of search candidates", choices_bytes);
+        cairn_free(scratch->choices);
+        scratch->choices = more;
+        scratch->choices_bytes = choices_bytes;
+    }
+    return CAIRN_OK;
+}
+
+static size_t choice_bytes(uint32_t k)
+{
+    return ((size_t)k * sizeof(float) + 15) / 16 * 16 + cairn_choice_room(k) * sizeof(cairn_candidate);
+}
+
+static cairn_status search_batch(const cairn_index *index, cairn_index_scratch *scratch,
+                                 const cairn_index_query *queries, size_t n, uint32_t k, uint32_t most,
+                                 cairn_index_hit *hits, uint32_t *found, cairn_index_mass *mass)
+{
+    const cairn_rows *rows = &index->rows;
+    cairn_status st = scratch_reserve(scratch, rows, n * choice_bytes(most));
+    if (st != CAIRN_OK) return st;
+    for (size_t i = 0; i < n; i++) {
+        cairn_scan_query *query = &scratch->query[i];
+        char *own = (char *)scratch->choices + i * choice_bytes(most);
+        query->q = queries[i].q;
+        query->from = queries[i].lo;
+        query->hi = queries[i].hi > queries[i].lo ? queries[i].hi : queries[i].lo;
+        uint32_t width = query->hi - query->from;
+        query->choice = (cairn_choice){.rows = rows,
+                                       .q = queries[i].q,
+                                       .k = k < width ? k : width,
+                                       .bounds = (float *)(void *)own,
+                                       .wide = scratch->wide + CAIRN_EXACT_ROWS * (size_t)rows->dim,
+                                       .want_mass = mass != NULL};
+        query->choice.room = cairn_choice_room(query->choice.k);
+        own += choice_bytes(most) - cairn_choice_room(most) * sizeof(cairn_candidate);
+        query->choice.candidates = (cairn_candidate *)(void *)own;
+        cairn_choice_begin(&query->choice);
+    }
+    cairn_scan_prepare(rows, scratch, n);
+    if (index->sealed.faiss != NULL &&
+        (st = cairn_sealed_search(&index->sealed, &index->kind, rows, scratch, n)) != CAIRN_OK)
+        return st;
+    if (mass != NULL || k != 0) cairn_scan(rows, scratch, n);
+    for (size_t i = 0; i < n; i++) {
+        cairn_choice *choice = &scratch->query[i].choice;
+        found[i] = cairn_choice_finish(choice, hits + i * k);
+        if (mass != NULL) mass[i] = cairn_choice_mass(choice);
+        scratch->rescored += choice->rescored;
+        scratch->crowded += choice->crowded;
+    }
+    scratch->searches += n;
+    return CAIRN_OK;
+}
+
+cairn_status cairn_index_search(const cairn_index *index, cairn_index_scratch *scratch,
+                                const cairn_index_query *queries, size_t nq, uint32_t k, cairn_index_hit *hits,
+                                uint32_t *found, cairn_index_mass *mass)
+{
+    uint32_t most = 0; /* hits any of the queries can have */
+    for (size_t i = 0; i < nq; i++) {
+        if (queries[i].hi > index->rows.count)
+            return cairn_fail(CAIRN_INVALID, "query %zu asks for rows [%u, %u) of %zu", i, queries[i].lo, queries[i].hi,
+                              index->rows.count);
+        uint32_t width = queries[i].hi > queries[i].lo ? queries[i].hi - queries[i].lo : 0;
+        uint32_t here = k < width ? k : width;
+        if (here > most) most = here;
+    }
+    size_t batch = CHOICES_BYTES_MAX / choice_bytes(most);
+    batch = batch > CAIRN_SCAN_BATCH ? CAIRN_SCAN_BATCH : batch < 1 ? 1 : batch;
+    for (size_t i = 0; i < nq; i += batch) {
+        size_t n = nq - i < batch ? nq - i : batch;
+        cairn_status st = search_batch(index, scratch, queries + i, n, k, most, hits + i * k, found + i,
+                                       mass != NULL ? mass + i : NULL);
+        if (st != CAIRN_OK) return st;
+    }
+    return CAIRN_OK;
+}
+
+void cairn_index_scores(const cairn_index *index, const float *q, uint32_t lo, uint32_t hi, float *out)
+{
+    float wide[DIM_MAX];
+    for (size_t id = lo; id < hi; id++) out[id - lo] = cairn_exact_score(&index->rows, q, id, wide);
+}

@@ -1,0 +1,271 @@
+/* index_internal.h - the parts behind include/cairn/index.h. Not installed.
+ *
+ *   rows.c        the keys themselves (the truth for every score), and beside them their int8 image
+ *   select.c      one query's running choice: who may still be among the k best, and the mass seen so far
+ *   scan.c        spans of rows past a batch of queries: int8 with a proven bound, or full precision
+ *   kind.c        what a kind's name means
+ *   sealed.c      the part FAISS holds: built, searched, extended
+ *   file.c        the same part as a file
+ *   faiss_door.c  the one C file that includes FAISS headers
+ *   calibrate.c   which kind is fastest here, on these keys
+ *   index.c       the public calls
+ */
+#ifndef CAIRN_INDEX_INTERNAL_H
+#define CAIRN_INDEX_INTERNAL_H
+
+#include <cairn/index.h>
+
+#include "kernels_internal.h"
+
+#include <stdio.h>
+
+/* ---- rows ---- */
+
+/* Rows lie in chunks of CHUNK_ROWS, so that adding never moves what is there (only the first chunk grows, by
+ * doubling, for the many indexes that stay small). Scanning goes by spans: [0,32) [32,128) [128,512), then every 512
+ * rows. All rows of a span were quantized around the same centre, the mean of all rows before the span's frame; frames
+ * start at 0 (centre 0), 32, 128, 512, 2048, ... So a row's int8 image depends on the rows before it alone, never on
+ * how they were added, and neither does anything computed from it. */
+enum {
+    CAIRN_CHUNK_ROWS = 4096,
+    CAIRN_SPAN_ROWS = 512,
+    CAIRN_FRAMES_MAX = 16 /* 32 * 4^14 > 2^32 */
+};
+
+typedef struct cairn_row_chunk {
+    void *rows;      /* (capacity, dim) of the row type */
+    int8_t *image;   /* int8, interleaved by 16 (kernels_internal.h); NULL: scanned in full precision */
+    float *scale;    /* (capacity) */
+    int32_t *sum;    /* (capacity) */
+    size_t capacity; /* a multiple of 16 */
+} cairn_row_chunk;
+
+/* Largest over the rows l of a span, with c the centre and l^ the int8 image (l ~ c + l^). Both rounded up. */
+typedef struct cairn_row_span {
+    float residual; /* |l - c - l^|; INFINITY if a row holds something that is not a number */
+    float image;    /* |l^| */
+} cairn_row_span;
+
+typedef struct cairn_rows {
+    const cairn_kernels *kernels;
+    uint32_t dim;
+    uint32_t image_dim; /* dim rounded up to 4 */
+    cairn_dtype dtype;
+    bool imaged; /* new rows get an int8 image */
+    size_t count;
+    cairn_row_chunk *chunks; /* grows by doubling */
+    size_t chunk_count, chunk_room;
+    cairn_row_span *spans;
+    size_t span_room;
+    double *total;  /* (dim) sum of the finite rows so far */
+    size_t finite;  /* how many they are */
+    float *centers; /* (CAIRN_FRAMES_MAX, dim) */
+    float *wide;    /* (2, dim) scratch of add */
+    float norm_max; /* largest |l|, rounded up; INFINITY if a row is not finite */
+    size_t bytes;   /* heap held */
+} cairn_rows;
+
+cairn_status cairn_rows_init(cairn_rows *rows, uint32_t dim, cairn_dtype dtype, bool imaged);
+void cairn_rows_wipe(cairn_rows *rows);
+/* All or nothing: on failure the count is as before. */
+cairn_status cairn_rows_add(cairn_rows *rows, size_t n, const void *data);
+/* Frees the int8 image of the chunks that lie wholly below `upto`. */
+void cairn_rows_drop_image(cairn_rows *rows, size_t upto);
+/* n rows from `first` as f32 (n, dim). */
+void cairn_rows_widen(const cairn_rows *rows, size_t first, size_t n, float *out);
+
+static inline const void *cairn_rows_at(const cairn_rows *rows, size_t id)
+{
+    const cairn_row_chunk *chunk = &rows->chunks[id / CAIRN_CHUNK_ROWS];
+    return (const char *)chunk->rows + id % CAIRN_CHUNK_ROWS * rows->dim * cairn_dtype_size(rows->dtype);
+}
+static inline size_t cairn_span_of(size_t row)
+{
+    return row < 32 ? 0 : row < 128 ? 1 : row < CAIRN_SPAN_ROWS ? 2 : row / CAIRN_SPAN_ROWS + 2;
+}
+static inline size_t cairn_span_begin(size_t span)
+{
+    static const size_t first[3] = {0, 32, 128};
+    return span < 3 ? first[span] : (span - 2) * CAIRN_SPAN_ROWS;
+}
+static inline size_t cairn_frame_of(size_t row)
+{
+    size_t frame = 0;
+    for (size_t begin = 32; row >= begin; begin *= 4) frame++;
+    return frame;
+}
+
+/* ---- one query's choice ---- */
+
+typedef struct cairn_candidate {
+    uint32_t id;
+    float score;   /* exact, or from the int8 image */
+    float highest; /* the exact score is at most this; = score when exact */
+    bool exact;
+} cairn_candidate;
+
+/* Sums of exp(score - shift), kept apart by how well the scores are known. */
+typedef struct cairn_running_mass {
+    float shift;  /* the largest score so far */
+    double exact; /* rows scored in full precision */
+    double image; /* rows known by their image alone */
+    double upper; /* the same, each at its upper bound */
+    uint64_t image_rows;
+    bool unscored; /* there are rows nobody looked at */
+} cairn_running_mass;
+
+typedef struct cairn_choice {
+    const cairn_rows *rows;
+    const float *q;
+    uint32_t k;     /* > 0; at most the rows of the range */
+    uint32_t room;  /* of candidates */
+    uint32_t count; /* of candidates */
+    uint32_t kept;  /* lower bounds in the heap, at most k */
+    float least;    /* the k-th best lower bound so far, -inf before there are k: who cannot reach it is out */
+    float *bounds;  /* (k) heap of the best lower bounds, smallest first */
+    cairn_candidate *candidates; /* (room) */
+    float *wide;                 /* (dim) scratch */
+    bool want_mass;
+    cairn_running_mass mass;
+    uint64_t rescored; /* rows scored in full precision one by one */
+    uint64_t crowded;  /* times the candidates had to be scored before the end of the scan */
+} cairn_choice;
+
+static inline uint32_t cairn_choice_room(uint32_t k)
+{
+    return 2 * k + 64;
+}
+void cairn_choice_begin(cairn_choice *choice);
+/* A row that is not surely worse than the k best so far. `slack` bounds |exact - score|; 0 = exact. */
+void cairn_choice_offer(cairn_choice *choice, uint32_t id, float score, float slack);
+/* n scores of neighbouring rows are seen: for the mass. Scores are meant plus `bias`. */
+void cairn_choice_weigh(cairn_choice *choice, const float *scores, size_t n, float bias, float slack);
+/* The same for one exactly scored row. */
+void cairn_choice_weigh_one(cairn_choice *choice, float score);
+/* The k best, best first, newest first among equals. Returns how many. */
+uint32_t cairn_choice_finish(cairn_choice *choice, cairn_index_hit *hits);
+cairn_index_mass cairn_choice_mass(const cairn_choice *choice);
+
+/* query . row in full precision; what is not a number ranks last. */
+float cairn_exact_score(const cairn_rows *rows, const float *q, size_t id, float *wide);
+
+/* ---- scanning ---- */
+
+enum {
+    CAIRN_SCAN_BATCH = 64,  /* queries that share one pass */
+    CAIRN_SCAN_SHORT = 256, /* a range this short is scored in full precision at once */
+    CAIRN_EXACT_ROWS = 64   /* rows widened at a time */
+};
+
+typedef struct cairn_scan_query {
+    cairn_choice choice;
+    const float *q;
+    uint32_t from, hi; /* rows still to be scanned: [from, hi) */
+    float norm;        /* |q|, rounded up; INFINITY if q is not finite */
+    float residual;    /* |q - q^|, rounded up */
+    float bias;        /* q . centre of the frame being scanned */
+    bool exact;        /* in full precision throughout */
+} cairn_scan_query;
+
+struct cairn_index_scratch {
+    cairn_scan_query query[CAIRN_SCAN_BATCH];
+    int8_t *image;  /* (CAIRN_SCAN_BATCH, image_dim) */
+    float *scale;   /* (CAIRN_SCAN_BATCH) */
+    float *scores;  /* (8, CAIRN_SPAN_ROWS) */
+    uint32_t *over; /* (CAIRN_SPAN_ROWS) */
+    float *wide;    /* (CAIRN_EXACT_ROWS, dim) */
+    uint32_t dim;   /* what these arrays were made for */
+    void *choices;  /* bounds and candidates of a batch */
+    size_t choices_bytes;
+    void *faiss; /* queries, scores and ids of FAISS */
+    size_t faiss_bytes;
+    /* Since the scratch was made: for tests and benches. */
+    uint64_t searches, rescored, crowded, unproven;
+};
+
+/* Scans what is left of each of the n <= CAIRN_SCAN_BATCH prepared queries. */
+void cairn_scan_prepare(const cairn_rows *rows, cairn_index_scratch *scratch, size_t n);
+void cairn_scan(const cairn_rows *rows, cairn_index_scratch *scratch, size_t n);
+/* A bound on the rounding of an f32 sum of dim products, for vectors of these norms, with room to spare. */
+float cairn_rounding(uint32_t dim, float a_norm, float b_norm);
+
+/* ---- kinds ---- */
+
+typedef enum cairn_kind_type {
+    CAIRN_KIND_SCAN,
+    CAIRN_KIND_EXACT,
+    CAIRN_KIND_FLAT, /* FAISS, every row in f32: proven against our own scores */
+    CAIRN_KIND_IVF,  /* FAISS, the number of lists follows from the number of rows */
+    CAIRN_KIND_OTHER /* FAISS, by factory string */
+} cairn_kind_type;
+
+enum { CAIRN_KIND_TEXT = 128 };
+
+typedef struct cairn_kind {
+    cairn_kind_type type;
+    char name[CAIRN_KIND_TEXT];    /* as given */
+    char factory[CAIRN_KIND_TEXT]; /* for FAISS; of IVF a small stand-in */
+    char params[CAIRN_KIND_TEXT];  /* "nprobe=32,..." or "" */
+} cairn_kind;
+
+/* Everything that can be said without FAISS: INVALID with the reason. */
+cairn_status cairn_kind_parse(const char *text, cairn_kind *out);
+/* UNSUPPORTED for a factory string outside the family whose operations are known not to end the process. */
+cairn_status cairn_kind_check(const cairn_kind *kind);
+/* The factory string and parameters to build with for `rows` rows. */
+void cairn_kind_for(const cairn_kind *kind, size_t rows, char factory[CAIRN_KIND_TEXT], char params[CAIRN_KIND_TEXT]);
+/* Clusters a factory string trains: so many groups of 39 rows keep FAISS's k-means from complaining. */
+size_t cairn_kind_clusters(const char *factory);
+
+/* ---- FAISS ---- */
+
+typedef struct cairn_faiss cairn_faiss; /* new / free */
+
+cairn_status cairn_faiss_new(const char *factory, const char *params, uint32_t dim, cairn_faiss **out);
+void cairn_faiss_free(cairn_faiss *faiss);
+cairn_status cairn_faiss_set(cairn_faiss *faiss, const char *params); /* "" is fine */
+bool cairn_faiss_trained(const cairn_faiss *faiss);
+size_t cairn_faiss_rows(const cairn_faiss *faiss);
+cairn_status cairn_faiss_train(cairn_faiss *faiss, size_t n, const float *rows);
+cairn_status cairn_faiss_add(cairn_faiss *faiss, size_t n, const float *rows);
+/* scores and ids (n, k), best first; id -1 = fewer than k were found. */
+cairn_status cairn_faiss_search(const cairn_faiss *faiss, size_t n, const float *q, size_t k, float *scores,
+                                int64_t *ids);
+cairn_status cairn_faiss_write(const cairn_faiss *faiss, FILE *file);
+/* `file` must come from fdopen or fopen when map is set. CORRUPT if FAISS cannot read it or the dimension or metric are
+ * not ours. */
+cairn_status cairn_faiss_read(FILE *file, const char *params, uint32_t dim, bool map, cairn_faiss **out);
+
+typedef struct cairn_sealed {
+    cairn_faiss *faiss; /* NULL: nothing sealed */
+    size_t rows;
+    size_t bytes;  /* heap FAISS holds, as the size of what it would write */
+    bool mapped;   /* lists are in a mapped file: read only */
+    char *path;    /* of the mapped file */
+    uint64_t hash; /* likewise */
+} cairn_sealed;
+
+void cairn_sealed_wipe(cairn_sealed *sealed);
+/* Rows [sealed->rows, upto) come in. On failure nothing is sealed any more. */
+cairn_status cairn_sealed_extend(cairn_sealed *sealed, const cairn_kind *kind, const cairn_rows *rows, size_t upto);
+/* Offers what FAISS finds to the prepared queries and moves their `from` past the sealed rows; a query for which that
+ * would not be enough keeps its `from`, and is scanned. */
+cairn_status cairn_sealed_search(const cairn_sealed *sealed, const cairn_kind *kind, const cairn_rows *rows,
+                                 cairn_index_scratch *scratch, size_t n);
+cairn_status cairn_sealed_save(const cairn_sealed *sealed, const cairn_kind *kind, uint32_t dim, const char *path,
+                               uint64_t *out_hash);
+/* On failure nothing is sealed any more. */
+cairn_status cairn_sealed_load(cairn_sealed *sealed, const cairn_kind *kind, uint32_t dim, size_t rows,
+                               const char *path, uint64_t hash, bool map);
+/* Lists in a mapped file cannot be changed: reads the file again, into memory. */
+cairn_status cairn_sealed_unmap(cairn_sealed *sealed, const cairn_kind *kind, uint32_t dim);
+/* What FAISS would write, in bytes; 0 if it cannot say. */
+size_t cairn_sealed_file_bytes(const cairn_faiss *faiss);
+
+struct cairn_index {
+    cairn_kind kind;
+    cairn_rows rows;
+    cairn_sealed sealed;
+};
+
+#endif

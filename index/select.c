@@ -1,0 +1,235 @@
+/* select.c - one query's choice of the k best rows, proven exact.
+ *
+ * Every score s comes with a slack e: the exact score lies in [s - e, s + e]. The k-th best lower bound seen so far,
+ * `least`, can only rise, and k rows are surely at least that good; so a row whose upper bound is below it is out for
+ * good, and whoever remains at the end contains the exact k best. They are scored in full precision, the most
+ * promising first, until the next one's upper bound cannot reach the k-th exact score.
+ *
+ * With int8 rows this keeps about 1.5 k to 4 k candidates on keys of real shape (tests/test_index.c counts them). Where
+ * it cannot keep few (many equal rows, hopeless quantization), the candidates are scored whenever their array is full,
+ * which turns into the full exact scan, in the same memory. */
+#include "index_internal.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+static bool better(float score, uint32_t id, const cairn_index_hit *than)
+{
+    return score > than->score || (score == than->score && id > than->id);
+}
+
+void cairn_choice_begin(cairn_choice *c)
+{
+    c->count = 0;
+    c->kept = 0;
+    c->least = -INFINITY;
+    c->mass = (cairn_running_mass){.shift = -INFINITY};
+    c->rescored = 0;
+    c->crowded = 0;
+}
+
+/* ---- the k best lower bounds: a heap with the smallest on top ---- */
+
+static void bounds_sink(cairn_choice *c, float bound)
+{
+    float *heap = c->bounds;
+    uint32_t at = 0;
+    for (;;) {
+        uint32_t child = 2 * at + 1;
+        if (child >= c->k) break;
+        if (child + 1 < c->k && heap[child + 1] < heap[child]) child++;
+        if (heap[child] >= bound) break;
+        heap[at] = heap[child];
+        at = child;
+    }
+    heap[at] = bound;
+    c->least = heap[0];
+}
+
+static void bounds_push(cairn_choice *c, float bound)
+{
+    if (c->kept == c->k) {
+        if (bound > c->least) bounds_sink(c, bound);
+        return;
+    }
+    uint32_t at = c->kept++;
+    for (; at != 0 && c->bounds[(at - 1) / 2] > bound; at = (at - 1) / 2) c->bounds[at] = c->bounds[(at - 1) / 2];
+    c->bounds[at] = bound;
+    if (c->kept == c->k) c->least = c->bounds[0];
+}
+
+/* ---- mass ---- */
+
+/* Sums are kept relative to the largest score. False if there is nothing to add. */
+static bool mass_shift(cairn_running_mass *m, float most)
+{
+    if (most == -INFINITY || m->shift == INFINITY) return false;
+    if (most > m->shift) {
+        double shrink = exp((double)m->shift - (double)most);
+        m->exact *= shrink;
+        m->image *= shrink;
+        m->upper *= shrink;
+        m->shift = most;
+    }
+    return most != INFINITY; /* an infinite score leaves an infinite sum, whatever else there is */
+}
+
+void cairn_choice_weigh(cairn_choice *c, const float *scores, size_t n, float bias, float slack)
+{
+    cairn_running_mass *m = &c->mass;
+    const cairn_kernels *kernels = c->rows->kernels;
+    if (!mass_shift(m, kernels->max(scores, n) + bias)) return;
+    double sum = (double)kernels->exp_sum(scores, m->shift - bias, n);
+    if (slack > 0) {
+        m->image += sum;
+        m->upper += sum * exp((double)slack);
+        m->image_rows += n;
+    } else {
+        m->exact += sum;
+    }
+}
+
+void cairn_choice_weigh_one(cairn_choice *c, float score)
+{
+    if (mass_shift(&c->mass, score)) c->mass.exact += exp((double)score - (double)c->mass.shift);
+}
+
+/* A row known by its image is now known exactly. */
+static void mass_move(cairn_choice *c, const cairn_candidate *old, float score)
+{
+    cairn_running_mass *m = &c->mass;
+    if (--m->image_rows == 0) {
+        m->image = 0;
+        m->upper = 0;
+    } else if (m->shift != INFINITY) {
+        double was = exp((double)old->score - (double)m->shift);
+        m->image = fmax(m->image - was, 0);
+        m->upper = fmax(m->upper - was * exp((double)old->highest - (double)old->score), m->image);
+    }
+    cairn_choice_weigh_one(c, score);
+}
+
+cairn_index_mass cairn_choice_mass(const cairn_choice *c)
+{
+    const cairn_running_mass *m = &c->mass;
+    cairn_index_mass out = {.lse = -INFINITY, .error = m->unscored ? INFINITY : 0};
+    double total = m->exact + m->image;
+    if (m->shift == INFINITY) {
+        out.lse = INFINITY;
+    } else if (total > 0) {
+        out.lse = (float)((double)m->shift + log(total));
+        /* Each image score is off by at most its slack e, so the sum lies between the sums of exp(s - e) and
+         * exp(s + e); the upper one is further away in the logarithm: (e^e - 1) >= (1 - e^-e). 1e-5 covers the f32
+         * rounding of exp and sums, and of taking rows out of a sum they were part of. */
+        if (m->image_rows != 0 && !m->unscored)
+            out.error = (float)log((m->exact + fmax(m->upper, m->image)) / total) + 1e-5f;
+    }
+    return out;
+}
+
+/* ---- candidates ---- */
+
+float cairn_exact_score(const cairn_rows *rows, const float *q, size_t id, float *wide)
+{
+    const void *row = cairn_rows_at(rows, id);
+    float score;
+    if (rows->dtype == CAIRN_F32) {
+        score = rows->kernels->dot(q, row, rows->dim);
+    } else {
+        rows->kernels->widen(wide, row, rows->dtype, rows->dim);
+        score = rows->kernels->dot(q, wide, rows->dim);
+    }
+    return isnan(score) ? -INFINITY : score;
+}
+
+static void make_exact(cairn_choice *c, cairn_candidate *candidate)
+{
+    if (candidate->exact) return;
+    float score = cairn_exact_score(c->rows, c->q, candidate->id, c->wide);
+    if (c->want_mass) mass_move(c, candidate, score);
+    candidate->score = score;
+    candidate->highest = score;
+    candidate->exact = true;
+    c->rescored++;
+}
+
+static void drop_hopeless(cairn_choice *c)
+{
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < c->count; i++)
+        if (c->candidates[i].highest >= c->least) c->candidates[kept++] = c->candidates[i];
+    c->count = kept;
+}
+
+static int by_score(const void *a, const void *b) /* best first, newest first among equals */
+{
+    const cairn_candidate *x = a;
+    const cairn_candidate *y = b;
+    if (x->score != y->score) return x->score > y->score ? -1 : 1;
+    return x->id > y->id ? -1 : x->id < y->id;
+}
+
+/* The array is full. If dropping the hopeless leaves it more than half full, score the rest and keep k. */
+static void make_room(cairn_choice *c)
+{
+    drop_hopeless(c);
+    if (c->count <= c->room / 2) return;
+    c->crowded++;
+    for (uint32_t i = 0; i < c->count; i++) make_exact(c, &c->candidates[i]);
+    qsort(c->candidates, c->count, sizeof *c->candidates, by_score);
+    c->count = c->k; /* room / 2 >= k, so there were as many */
+    c->kept = c->k;
+    for (uint32_t i = 0; i < c->k; i++) c->bounds[i] = c->candidates[c->k - 1 - i].score; /* ascending is a heap */
+    c->least = c->bounds[0];
+}
+
+void cairn_choice_offer(cairn_choice *c, uint32_t id, float score, float slack)
+{
+    float highest = score + slack;
+    if (highest < c->least) return;
+    if (c->count == c->room) {
+        make_room(c);
+        if (highest < c->least) return;
+    }
+    c->candidates[c->count++] = (cairn_candidate){id, score, highest, slack == 0};
+    bounds_push(c, score - slack);
+}
+
+static void sort_by_highest(cairn_candidate *a, uint32_t n) /* Shell's sort, best first: n is some tens */
+{
+    static const uint32_t gaps[] = {701, 301, 132, 57, 23, 10, 4, 1};
+    for (size_t g = 0; g < sizeof gaps / sizeof *gaps; g++)
+        for (uint32_t i = gaps[g]; i < n; i++) {
+            cairn_candidate moved = a[i];
+            uint32_t at = i;
+            for (; at >= gaps[g] && a[at - gaps[g]].highest < moved.highest; at -= gaps[g]) a[at] = a[at - gaps[g]];
+            a[at] = moved;
+        }
+}
+
+uint32_t cairn_choice_finish(cairn_choice *c, cairn_index_hit *hits)
+{
+    enum { FEW = 64, AHEAD = 32 };
+    drop_hopeless(c);
+    if (c->k > FEW) { /* inserting one by one would be quadratic in k */
+        for (uint32_t i = 0; i < c->count; i++) make_exact(c, &c->candidates[i]);
+        qsort(c->candidates, c->count, sizeof *c->candidates, by_score);
+        uint32_t n = c->count < c->k ? c->count : c->k;
+        for (uint32_t i = 0; i < n; i++) hits[i] = (cairn_index_hit){c->candidates[i].id, c->candidates[i].score};
+        return n;
+    }
+    sort_by_highest(c->candidates, c->count);
+    for (uint32_t i = 0; i < c->count && i < AHEAD; i++)
+        if (!c->candidates[i].exact) __builtin_prefetch(cairn_rows_at(c->rows, c->candidates[i].id));
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < c->count; i++) {
+        cairn_candidate *candidate = &c->candidates[i];
+        if (n == c->k && candidate->highest < hits[n - 1].score) break; /* nor can any after it */
+        make_exact(c, candidate);
+        if (n == c->k && !better(candidate->score, candidate->id, &hits[n - 1])) continue;
+        uint32_t at = n < c->k ? n++ : n - 1;
+        for (; at != 0 && better(candidate->score, candidate->id, &hits[at - 1]); at--) hits[at] = hits[at - 1];
+        hits[at] = (cairn_index_hit){candidate->id, candidate->score};
+    }
+    return n;
+}

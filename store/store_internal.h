@@ -71,7 +71,8 @@ typedef struct store_env {
     pthread_mutex_t mutex; /* guards what follows */
     size_t live;           /* transactions of this process, begun or about to be */
     size_t writers;        /* cairn_writer objects */
-    bool exclusive;        /* compact has the store to itself */
+    bool exclusive;        /* compact has the store to itself, in this thread */
+    pthread_t exclusive_thread;
     store_lease *leases;
     store_identity identity;
     store_data data;
@@ -106,6 +107,12 @@ cairn_status store_data_remove(const char *store_path, uint32_t number); /* the 
 cairn_status store_current_read(const char *store_path, uint32_t *number);
 cairn_status store_current_write(const char *store_path, uint32_t number);
 cairn_status store_sync_dir(const char *path);
+cairn_status store_join(char out[STORE_PATH_MAX], const char *dir, const char *name); /* "dir/name" */
+/* LMDB mapped the file anew: finds the base again. */
+cairn_status store_data_map_changed(store_data *data, MDB_txn *txn);
+/* Around whatever may write to a data file: makes a reached file size limit an error instead of SIGXFSZ. */
+void store_hold_xfsz(void);
+void store_release_xfsz(void);
 
 /* Translates LMDB's code: MAP_FULL, ENOSPC, EDQUOT, EFBIG -> FULL; CORRUPTED, PAGE_NOTFOUND, INVALID -> CORRUPT; ...
  * NOT_FOUND for MDB_NOTFOUND, the text left alone. The sentence is "<path>: <what>: <reason with numbers>". */
@@ -115,16 +122,18 @@ cairn_status store_lmdb_fail(const store_data *data, int rc, const char *format,
  * False if any of it lies outside the map. */
 bool store_file_offset(const cairn_store *store, cairn_span record, uint64_t *page_offset, size_t *pages_bytes);
 
-/* fetch.c. For whoever looks up much: call it once a lookup. Each touched tree page maps up to 64 KiB of neighbours that
- * are in the page cache, and they count as ours; when mapped files hold 16 MiB more than after the last time, our
+/* fetch.c. For whoever looks up much: call it once a lookup. Each touched tree page maps up to 64 KiB of neighbours
+ * that are in the page cache, and they count as ours; when mapped files hold 16 MiB more than after the last time, our
  * map's pages are let go (they stay in the page cache, pointers stay good). Looks at every 128th call. */
 void store_trim_map(cairn_store *store);
 
-/* ---- env.c: open, close, transactions ---- */
+/* ---- env.c: transactions; open.c: the store for oneself ---- */
 
 /* Every LMDB transaction of the room begins and ends here, so that a map another process outgrew can be widened. */
 cairn_status store_read_begin(cairn_store *store, MDB_txn **out);
-void store_read_end(cairn_store *store, MDB_txn *txn);
+/* Moves to the newest state and keeps the reader slot; *txn is NULL when it fails. */
+cairn_status store_read_renew(cairn_store *store, MDB_txn **txn);
+void store_read_end(cairn_store *store, MDB_txn *txn);                                /* NULL is fine */
 cairn_status store_write_begin(cairn_store *store, const char *what, MDB_txn **out);  /* INVALID if read-only */
 cairn_status store_write_commit(cairn_store *store, const char *what, MDB_txn **txn); /* *txn is NULL afterwards */
 void store_write_abort(cairn_store *store, MDB_txn *txn);                             /* NULL is fine */
@@ -238,6 +247,14 @@ cairn_status store_context_get(cairn_store *store, MDB_txn *txn, uint64_t id, co
 cairn_status store_context_put(cairn_store *store, MDB_txn *txn, const context_record *record,
                                const cairn_range *ranges, uint32_t range_count, const cairn_token *tail,
                                uint32_t tail_count);
+/* By name; NOT_FOUND has a sentence. */
+cairn_status store_context_named(cairn_store *store, MDB_txn *txn, const char *name, context_record *out);
+void store_context_info(const cairn_geometry *geometry, const context_record *record, cairn_context_info *out);
+/* Its ranges with room for `more`; NULL and a sentence when out of memory. For cairn_free. */
+cairn_range *store_context_ranges(const context_record *record, uint32_t more);
+/* Tokens of a block, checked. CORRUPT if the segment should have it, else NOT_FOUND, both with a sentence. */
+cairn_status store_tokens_get(cairn_store *store, MDB_txn *txn, uint64_t file_bytes, uint64_t segment, uint32_t block,
+                              cairn_token *out);
 cairn_status store_segment_get(cairn_store *store, MDB_txn *txn, uint64_t id, segment_record *out);
 cairn_status store_segment_put(cairn_store *store, MDB_txn *txn, const segment_record *record);
 /* Adds `change` (+1, -1) for each range to the reference counts of the segments they name. A segment that falls to 0 is

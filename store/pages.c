@@ -1,0 +1,377 @@
+/* pages.c - walks LMDB's trees without believing them. See pages.h for the pictures. */
+#include "pages.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum {
+    PAGE_HEADER = 16,
+    NODE_HEADER = 8,
+    PAGE_BRANCH = 1,
+    PAGE_LEAF = 2,
+    PAGE_OVERFLOW = 4,
+    PAGE_META = 8,
+    NODE_LARGE = 1,
+    NODE_SUBTREE = 2,
+    META_BYTES = 136,
+    META_MAGIC = PAGE_HEADER,
+    META_VERSION = PAGE_HEADER + 4,
+    META_FREE = PAGE_HEADER + 24,
+    META_MAIN = PAGE_HEADER + 72,
+    META_LAST = PAGE_HEADER + 120,
+    META_TXN = PAGE_HEADER + 128,
+    KEY_MAX = 511,
+    DEPTH_MAX = 32, /* LMDB's cursor stack */
+    PAGE_BYTES_MIN = 256,
+    PAGE_BYTES_MAX = 32768
+};
+static_assert(META_TXN + 8 == PAGE_HEADER + META_BYTES, "picture and meta page");
+#define LMDB_MAGIC UINT32_C(0xBEEFC0DE)
+#define NO_ROOT    UINT64_MAX
+
+page_tree page_tree_parse(const void *bytes)
+{
+    const uint8_t *p = bytes;
+    return (page_tree){.flags = cairn_get_le16(p + 4),
+                       .depth = cairn_get_le16(p + 6),
+                       .branch_pages = cairn_get_le64(p + 8),
+                       .leaf_pages = cairn_get_le64(p + 16),
+                       .overflow_pages = cairn_get_le64(p + 24),
+                       .entries = cairn_get_le64(p + 32),
+                       .root = cairn_get_le64(p + 40)};
+}
+
+/* All of it or an error; errno is set, 0 where the file ends. */
+static bool read_at(int fd, void *out, size_t bytes, uint64_t offset)
+{
+    for (size_t done = 0; done < bytes;) {
+        ssize_t n = pread(fd, (uint8_t *)out + done, bytes - done, (off_t)(offset + done));
+        if (n < 0 && errno == EINTR) continue;
+        if (n <= 0) {
+            if (n == 0) errno = 0;
+            return false;
+        }
+        done += (size_t)n;
+    }
+    return true;
+}
+
+static cairn_status read_meta(const page_file *file, unsigned which, uint8_t meta[PAGE_HEADER + META_BYTES])
+{
+    uint64_t offset = (uint64_t)which * file->page_bytes;
+    if (!read_at(file->fd, meta, PAGE_HEADER + META_BYTES, offset)) {
+        if (errno != 0) return cairn_fail_errno(errno, "%s: reading meta page %u", file->path, which);
+        return cairn_fail(CAIRN_CORRUPT, "%s: truncated: %llu bytes, the two meta pages alone have %llu", file->path,
+                          (unsigned long long)file->file_bytes,
+                          (unsigned long long)2 * (file->page_bytes != 0 ? file->page_bytes : 4096));
+    }
+    if ((cairn_get_le16(meta + 10) & PAGE_META) == 0 || cairn_get_le32(meta + META_MAGIC) != LMDB_MAGIC)
+        return cairn_fail(CAIRN_CORRUPT, "%s: meta page %u is not LMDB's (magic %08x, expected %08x)", file->path,
+                          which, cairn_get_le32(meta + META_MAGIC), LMDB_MAGIC);
+    if (cairn_get_le32(meta + META_VERSION) != 1)
+        return cairn_fail(CAIRN_UNSUPPORTED, "%s: LMDB data version %u, this library reads version 1", file->path,
+                          cairn_get_le32(meta + META_VERSION));
+    return CAIRN_OK;
+}
+
+cairn_status page_file_peek(int fd, const char *path, page_file *out)
+{
+    *out = (page_file){.fd = fd, .path = path};
+    struct stat st;
+    if (fstat(fd, &st) != 0) return cairn_fail_errno(errno, "%s", path);
+    out->file_bytes = (uint64_t)st.st_size;
+    uint8_t meta[PAGE_HEADER + META_BYTES];
+    cairn_status status = read_meta(out, 0, meta);
+    if (status != CAIRN_OK) return status;
+    uint32_t bytes = cairn_get_le32(meta + META_FREE); /* the free tree's pad field holds the page size */
+    if (bytes < PAGE_BYTES_MIN || bytes > PAGE_BYTES_MAX || (bytes & (bytes - 1)) != 0)
+        return cairn_fail(CAIRN_CORRUPT, "%s: meta page 0: page size %u", path, bytes);
+    out->page_bytes = bytes;
+    if (out->file_bytes < 2 * (uint64_t)bytes)
+        return cairn_fail(CAIRN_CORRUPT, "%s: truncated: %llu bytes, the two meta pages alone have %llu", path,
+                          (unsigned long long)out->file_bytes, 2 * (unsigned long long)bytes);
+    for (unsigned which = 0; which < 2; which++) {
+        if (which == 1 && (status = read_meta(out, 1, meta)) != CAIRN_OK) return status;
+        if (cairn_get_le32(meta + META_FREE) != bytes)
+            return cairn_fail(CAIRN_CORRUPT, "%s: meta page %u: page size %u, expected %u", path, which,
+                              cairn_get_le32(meta + META_FREE), bytes);
+        /* LMDB reserves last page + 1 pages of addresses at once: 2^46 bytes is half of what a process has */
+        if (cairn_get_le64(meta + META_LAST) >= (UINT64_C(1) << 46) / bytes)
+            return cairn_fail(CAIRN_CORRUPT, "%s: meta page %u: last page %llu of a file of %llu bytes", path, which,
+                              (unsigned long long)cairn_get_le64(meta + META_LAST),
+                              (unsigned long long)out->file_bytes);
+    }
+    return CAIRN_OK;
+}
+
+cairn_status page_file_at(page_file *file, uint64_t transaction)
+{
+    struct stat st;
+    if (fstat(file->fd, &st) != 0) return cairn_fail_errno(errno, "%s", file->path);
+    file->file_bytes = (uint64_t)st.st_size;
+    uint8_t meta[PAGE_HEADER + META_BYTES];
+    cairn_status status = read_meta(file, (unsigned)(transaction & 1), meta); /* transaction n writes page n % 2 */
+    if (status != CAIRN_OK) return status;
+    if (cairn_get_le64(meta + META_TXN) != transaction)
+        return cairn_fail(CAIRN_BUSY, "%s: transaction %llu is no longer there (now %llu)", file->path,
+                          (unsigned long long)transaction, (unsigned long long)cairn_get_le64(meta + META_TXN));
+    file->transaction = transaction;
+    file->last_page = cairn_get_le64(meta + META_LAST);
+    file->free_tree = page_tree_parse(meta + META_FREE);
+    file->main_tree = page_tree_parse(meta + META_MAIN);
+    return CAIRN_OK;
+}
+
+cairn_status page_file_keep_used(page_file *file)
+{
+    cairn_free(file->used);
+    file->used = cairn_calloc((size_t)(file->last_page / 8) + 1, 1);
+    if (file->used == NULL)
+        return cairn_fail(CAIRN_NO_MEMORY, "%s: a bit for each of %llu pages", file->path,
+                          (unsigned long long)file->last_page + 1);
+    return CAIRN_OK;
+}
+
+uint64_t page_run(const page_file *file, uint64_t bytes)
+{
+    return (PAGE_HEADER - 1 + bytes) / file->page_bytes + 1;
+}
+
+/* ---- the walk ---- */
+
+typedef struct walk {
+    page_file *file;
+    const char *name;
+    const page_tree *tree;
+    const page_visitor *visitor;
+    page_walk_kind kind;
+    uint8_t *pages; /* one buffer a level */
+    uint64_t branch_pages, leaf_pages, overflow_pages, entries;
+    size_t key_bytes; /* the last key seen */
+    uint8_t key[KEY_MAX];
+    char first[512]; /* sentence */
+    uint64_t damaged;
+    bool stop;
+} walk;
+
+static void CAIRN_PRINTF(3, 4) damage(walk *w, uint64_t page, const char *format, ...)
+{
+    char what[300], sentence[512];
+    va_list ap;
+    va_start(ap, format);
+    vsnprintf(what, sizeof what, format, ap);
+    va_end(ap);
+    snprintf(sentence, sizeof sentence, "page %llu of the '%s' tree %s", (unsigned long long)page, w->name, what);
+    if (w->damaged++ == 0) memcpy(w->first, sentence, sizeof sentence);
+    if (w->visitor->damage != NULL) w->visitor->damage(w->visitor->arg, sentence);
+}
+
+/* Is the run inside file and tree, and is it the first to claim its pages? */
+static bool claim(walk *w, uint64_t from, uint64_t page, uint64_t run)
+{
+    const page_file *f = w->file;
+    if (page < 2 || page > f->last_page || run > f->last_page + 1 - page) {
+        damage(w, from, "points at pages %llu to %llu, the last one is %llu", (unsigned long long)page,
+               (unsigned long long)(page + run - 1), (unsigned long long)f->last_page);
+        return false;
+    }
+    if ((page + run) * f->page_bytes > f->file_bytes) { /* <= 2^46, see page_file_peek */
+        damage(w, from, "points at page %llu, which ends at byte %llu; the file has %llu bytes",
+               (unsigned long long)page, (unsigned long long)((page + run) * f->page_bytes),
+               (unsigned long long)f->file_bytes);
+        return false;
+    }
+    if (f->used == NULL) return true;
+    for (uint64_t i = page; i < page + run; i++) {
+        uint8_t bit = (uint8_t)(1u << (i & 7));
+        if ((f->used[i >> 3] & bit) != 0) {
+            damage(w, from, "points at page %llu, which something else uses too", (unsigned long long)i);
+            return false;
+        }
+        f->used[i >> 3] |= bit;
+    }
+    return true;
+}
+
+static int compare_keys(const walk *w, const uint8_t *key, size_t bytes)
+{
+    if (w->kind == PAGE_WALK_NUMBERS) {
+        uint64_t a = cairn_get_le64(w->key), b = cairn_get_le64(key);
+        return a < b ? -1 : a > b;
+    }
+    size_t n = bytes < w->key_bytes ? bytes : w->key_bytes;
+    int order = memcmp(w->key, key, n);
+    return order != 0 ? order : w->key_bytes < bytes ? -1 : w->key_bytes > bytes;
+}
+
+/* Header and node offsets of a page in memory; everything a node claims lies inside the page. */
+static bool page_is_sane(walk *w, uint64_t number, const uint8_t *p, bool leaf, unsigned *out_nodes)
+{
+    uint32_t size = w->file->page_bytes;
+    unsigned flags = cairn_get_le16(p + 10), lower = cairn_get_le16(p + 12), upper = cairn_get_le16(p + 14);
+    if (cairn_get_le64(p) != number) {
+        damage(w, number, "says it is page %llu", (unsigned long long)cairn_get_le64(p));
+        return false;
+    }
+    if (flags != (leaf ? PAGE_LEAF : PAGE_BRANCH)) {
+        damage(w, number, "has flags %04x, expected %04x", flags, leaf ? PAGE_LEAF : PAGE_BRANCH);
+        return false;
+    }
+    if (lower < PAGE_HEADER || lower % 2 != 0 || lower > upper || upper > size) {
+        damage(w, number, "has its free space from %u to %u of %u", lower, upper, size);
+        return false;
+    }
+    unsigned nodes = (lower - PAGE_HEADER) / 2;
+    if (nodes < (leaf || w->kind == PAGE_WALK_NUMBERS ? 1u : 2u)) {
+        damage(w, number, "has %u nodes", nodes);
+        return false;
+    }
+    size_t sum = 0; /* nodes fill the page from `upper` to its end, each at an even offset */
+    for (unsigned i = 0; i < nodes; i++) {
+        unsigned at = cairn_get_le16(p + PAGE_HEADER + 2 * i);
+        if (at < upper || at % 2 != 0 || at + NODE_HEADER > size) {
+            damage(w, number, "has node %u at %u of %u", i, at, size);
+            return false;
+        }
+        const uint8_t *node = p + at;
+        unsigned node_flags = cairn_get_le16(node + 4), key = cairn_get_le16(node + 6);
+        size_t bytes = (size_t)NODE_HEADER + key;
+        if (leaf) {
+            if ((node_flags & ~(unsigned)(NODE_LARGE | NODE_SUBTREE)) != 0 ||
+                node_flags == (NODE_LARGE | NODE_SUBTREE)) {
+                damage(w, number, "has node %u with flags %04x", i, node_flags);
+                return false;
+            }
+            bytes += (node_flags & NODE_LARGE) != 0 ? 8 : cairn_get_le32(node);
+        }
+        if (key > KEY_MAX || (leaf && key == 0) || bytes > size - at) {
+            damage(w, number, "has node %u with a key of %u and %zu bytes at %u of %u", i, key, bytes, at, size);
+            return false;
+        }
+        if (w->kind == PAGE_WALK_NUMBERS && key != 8 && (leaf || i > 0)) {
+            damage(w, number, "has node %u with a key of %u bytes, expected 8", i, key);
+            return false;
+        }
+        sum += (bytes + 1) & ~(size_t)1;
+    }
+    if (sum != size - upper) {
+        damage(w, number, "has nodes of %zu bytes in a space of %u", sum, size - upper);
+        return false;
+    }
+    *out_nodes = nodes;
+    return true;
+}
+
+static void visit_leaf(walk *w, uint64_t number, const uint8_t *p, unsigned nodes)
+{
+    for (unsigned i = 0; i < nodes && !w->stop; i++) {
+        const uint8_t *node = p + cairn_get_le16(p + PAGE_HEADER + 2 * i);
+        unsigned flags = cairn_get_le16(node + 4);
+        cairn_span key = {node + NODE_HEADER, cairn_get_le16(node + 6)};
+        page_value value = {.bytes = cairn_get_le32(node), .subtree = (flags & NODE_SUBTREE) != 0};
+        const uint8_t *data = node + NODE_HEADER + key.bytes;
+        w->entries++;
+        if (w->key_bytes != 0 && compare_keys(w, key.data, key.bytes) >= 0) {
+            damage(w, number, "has its record %u out of order", i);
+            continue;
+        }
+        memcpy(w->key, key.data, key.bytes);
+        w->key_bytes = key.bytes;
+        if ((flags & NODE_LARGE) != 0) {
+            value.page = cairn_get_le64(data);
+            uint64_t run = page_run(w->file, value.bytes);
+            w->overflow_pages += run;
+            if (!claim(w, number, value.page, run)) continue;
+        } else {
+            value.data = data;
+            if (value.subtree && value.bytes != PAGE_TREE_BYTES) {
+                damage(w, number, "has a subtree of %u bytes, expected %d", value.bytes, PAGE_TREE_BYTES);
+                continue;
+            }
+        }
+        if (w->visitor->record != NULL && !w->visitor->record(w->visitor->arg, key, &value)) w->stop = true;
+    }
+}
+
+/* Recursion is as deep as the tree says, at most DEPTH_MAX; `from` is the page that pointed here. */
+static void walk_page(walk *w, uint64_t from, uint64_t number, unsigned level)
+{
+    const page_file *f = w->file;
+    if (w->stop || !claim(w, from, number, 1)) return;
+    bool leaf = level + 1 == w->tree->depth;
+    uint64_t *count = leaf ? &w->leaf_pages : &w->branch_pages;
+    if (++*count > (leaf ? w->tree->leaf_pages : w->tree->branch_pages)) { /* a loop, when `used` is not kept */
+        damage(w, number, "is one more %s page than the tree's %llu", leaf ? "leaf" : "branch",
+               (unsigned long long)*count - 1);
+        w->stop = true;
+        return;
+    }
+    uint8_t *p = w->pages + (size_t)level * f->page_bytes;
+    if (!read_at(f->fd, p, f->page_bytes, number * f->page_bytes)) {
+        damage(w, number, "cannot be read: %s", errno != 0 ? strerror(errno) : "the file ends");
+        return;
+    }
+    unsigned nodes;
+    if (!page_is_sane(w, number, p, leaf, &nodes)) return;
+    if (leaf) {
+        visit_leaf(w, number, p, nodes);
+        return;
+    }
+    for (unsigned i = w->kind == PAGE_WALK_END ? nodes - 1 : 0; i < nodes && !w->stop; i++) {
+        const uint8_t *node = p + cairn_get_le16(p + PAGE_HEADER + 2 * i);
+        walk_page(w, number, (uint64_t)cairn_get_le32(node) | (uint64_t)cairn_get_le16(node + 4) << 32, level + 1);
+    }
+}
+
+cairn_status page_walk(page_file *file, const char *name, const page_tree *tree, page_walk_kind kind,
+                       const page_visitor *visitor)
+{
+    walk w = {.file = file, .name = name, .tree = tree, .visitor = visitor, .kind = kind};
+    if (tree->root == NO_ROOT) {
+        if (tree->entries != 0 || tree->depth != 0)
+            damage(&w, 0, "is missing: no root, but %llu records", (unsigned long long)tree->entries);
+    } else if (tree->depth == 0 || tree->depth > DEPTH_MAX) {
+        damage(&w, tree->root, "is the root of a tree %u pages deep", tree->depth);
+    } else {
+        w.pages = cairn_alloc_array(tree->depth, file->page_bytes);
+        if (w.pages == NULL)
+            return cairn_fail(CAIRN_NO_MEMORY, "%s: %u pages of the '%s' tree", file->path, tree->depth, name);
+        walk_page(&w, tree->root, tree->root, 0);
+        if (kind != PAGE_WALK_END && !w.stop && w.damaged == 0 &&
+            (w.entries != tree->entries || w.leaf_pages != tree->leaf_pages || w.branch_pages != tree->branch_pages))
+            damage(&w, tree->root, "is the root of %llu records on %llu + %llu pages, expected %llu on %llu + %llu",
+                   (unsigned long long)w.entries, (unsigned long long)w.leaf_pages, (unsigned long long)w.branch_pages,
+                   (unsigned long long)tree->entries, (unsigned long long)tree->leaf_pages,
+                   (unsigned long long)tree->branch_pages);
+        cairn_free(w.pages);
+    }
+    if (w.damaged != 0) return cairn_fail(CAIRN_CORRUPT, "%s: %s", file->path, w.first);
+    return w.stop ? cairn_fail(CAIRN_CANCELLED, "%s: reading the '%s' tree was stopped", file->path, name) : CAIRN_OK;
+}
+
+cairn_status page_read_large(const page_file *file, const char *name, const page_value *value, void *out, size_t bytes)
+{
+    assert(value->data == NULL && bytes <= value->bytes);
+    uint8_t header[PAGE_HEADER];
+    uint64_t offset = value->page * file->page_bytes;
+    if (!read_at(file->fd, header, sizeof header, offset) || !read_at(file->fd, out, bytes, offset + PAGE_HEADER))
+        return errno != 0
+                   ? cairn_fail_errno(errno, "%s: reading page %llu", file->path, (unsigned long long)value->page)
+                   : cairn_fail(CAIRN_CORRUPT, "%s: the file ends before page %llu", file->path,
+                                (unsigned long long)value->page);
+    uint64_t number = cairn_get_le64(header);
+    unsigned flags = cairn_get_le16(header + 10);
+    uint32_t run = cairn_get_le32(header + 12);
+    /* LMDB may keep a shorter value in a longer run that it already had */
+    if (number != value->page || flags != PAGE_OVERFLOW || run < page_run(file, value->bytes))
+        return cairn_fail(
+            CAIRN_CORRUPT,
+            "page %llu of the '%s' tree says it is page %llu, flags %04x, a run of %u; expected %04x and %llu",
+            (unsigned long long)value->page, name, (unsigned long long)number, flags, run, PAGE_OVERFLOW,
+            (unsigned long long)page_run(file, value->bytes));
+    return CAIRN_OK;
+}

@@ -198,7 +198,7 @@ static cairn_status id_of(cairn_store *store, const char *name, uint64_t *out)
 
 cairn_status cairn_context_drop(cairn_store *store, const char *name)
 {
-    uint64_t id;
+    uint64_t id = 0;
     uint32_t died = 0;
     if (store->read_only)
         return cairn_fail(CAIRN_INVALID, "%s: dropping a context: the store was opened read-only", store->env->path);

@@ -15,7 +15,7 @@
 cairn_status store_segment_get(cairn_store *store, MDB_txn *txn, uint64_t id, segment_record *out)
 {
     uint8_t key[KEY_ID_BYTES];
-    cairn_span bytes;
+    cairn_span bytes = {0};
     store_key_id(key, id);
     cairn_status status = store_get(store, txn, 0, DB_SEGMENT, key, sizeof key, &bytes);
     return status == CAIRN_OK ? store_segment_decode(id, bytes, out) : status;

@@ -45,7 +45,7 @@ cairn_status store_locate(cairn_snapshot *snap, cairn_tile_id id, cairn_span *re
 
 cairn_status store_ids_get(cairn_store *store, MDB_txn *txn, uint64_t *next_context, uint64_t *next_segment)
 {
-    cairn_span bytes;
+    cairn_span bytes = {0};
     cairn_status status = store_get(store, txn, 0, DB_META, "ids", 3, &bytes);
     if (status == CAIRN_NOT_FOUND) return cairn_fail(CAIRN_CORRUPT, "%s: the ids record is missing", store->env->path);
     return status == CAIRN_OK ? store_ids_decode(bytes, next_context, next_segment) : status;
@@ -62,7 +62,7 @@ cairn_status store_ids_put(cairn_store *store, MDB_txn *txn, uint64_t next_conte
 
 cairn_status store_context_id(cairn_store *store, MDB_txn *txn, const char *name, uint64_t *out)
 {
-    cairn_span bytes;
+    cairn_span bytes = {0};
     cairn_status status = store_name_check(name);
     if (status != CAIRN_OK) return status;
     status = store_get(store, txn, 0, DB_NAME, name, strlen(name), &bytes);
@@ -74,7 +74,7 @@ cairn_status store_context_id(cairn_store *store, MDB_txn *txn, const char *name
 
 cairn_status store_context_named(cairn_store *store, MDB_txn *txn, const char *name, context_record *out)
 {
-    uint64_t id;
+    uint64_t id = 0;
     cairn_status status = store_context_id(store, txn, name, &id);
     if (status == CAIRN_NOT_FOUND)
         return cairn_fail(CAIRN_NOT_FOUND, "%s: no context is named '%s'", store->env->path, name);
@@ -88,7 +88,7 @@ cairn_status store_context_named(cairn_store *store, MDB_txn *txn, const char *n
 cairn_status store_context_get(cairn_store *store, MDB_txn *txn, uint64_t id, context_record *out)
 {
     uint8_t key[KEY_ID_BYTES];
-    cairn_span bytes;
+    cairn_span bytes = {0};
     store_key_id(key, id);
     cairn_status status = store_get(store, txn, 0, DB_CONTEXT, key, sizeof key, &bytes);
     return status == CAIRN_OK ? store_context_decode(cairn_store_geometry(store), id, bytes, out) : status;
@@ -250,7 +250,7 @@ cairn_status store_tokens_get(cairn_store *store, MDB_txn *txn, uint64_t file_by
                               cairn_token *out)
 {
     uint8_t key[KEY_BLOCK_BYTES];
-    cairn_span record;
+    cairn_span record = {0};
     store_key_block(key, segment, block);
     cairn_status status = store_get(store, txn, file_bytes, DB_TOKENS, key, sizeof key, &record);
     if (status == CAIRN_NOT_FOUND) return block_missing(store, txn, segment, block, "tokens");
@@ -295,7 +295,7 @@ cairn_status cairn_snapshot_landmarks(cairn_snapshot *snap, uint64_t segment, ui
     if (count > UINT32_MAX - first) return cairn_fail(CAIRN_INVALID, "%u blocks from block %u", count, first);
     for (uint32_t i = 0; i < count && status == CAIRN_OK; i++) {
         uint8_t key[KEY_BLOCK_BYTES];
-        cairn_span record, payload;
+        cairn_span record = {0}, payload = {0};
         store_key_block(key, segment, first + i);
         status = store_get(snap->store, snap->txn, snap->file_bytes, DB_LANDMARK, key, sizeof key, &record);
         if (status == CAIRN_NOT_FOUND) return block_missing(snap->store, snap->txn, segment, first + i, "landmark");
@@ -309,7 +309,7 @@ cairn_status cairn_snapshot_landmarks(cairn_snapshot *snap, uint64_t segment, ui
 
 cairn_status cairn_snapshot_tile(cairn_snapshot *snap, cairn_tile_id id, cairn_tile_view *out)
 {
-    cairn_span record;
+    cairn_span record = {0};
     cairn_status status = store_locate(snap, id, &record);
     return status == CAIRN_OK ? store_tile_check(snap->store, id, record.data, record.bytes, true, out) : status;
 }

@@ -62,6 +62,7 @@ void world_wipe(world *w)
 {
     for (uint32_t l = 0; l < WORLD_LAYERS; l++) free(w->q[l]), free(w->k[l]), free(w->v[l]);
     free(w->ids);
+    free(w->never);
     memset(w, 0, sizeof *w);
 }
 
@@ -219,13 +220,15 @@ void expected_visible_layer(const world *w, uint32_t l, uint32_t top_k, int32_t 
                     w->k[l] + ((b * slots + slots - 1) * shape->kv_heads + h / (heads / shape->kv_heads)) * dim;
                 score[b] = score_at(shape, w->q[l] + (r * heads + h) * dim, landmark,
                                     (double)(shown * slots + r % slots) - (double)(slots - 1));
-                seen[b] = age <= span;
+                seen[b] = age <= span && (w->never == NULL || w->never[b] == 0);
             }
             size_t oldest = newest != 0 && own > newest ? own - newest : 0;
             for (uint32_t k = 0; k < top_k && shape->local_layers[l] == 0; k++) {
                 size_t best = SIZE_MAX;
                 for (size_t b = oldest; b < own; b++) /* >=: of equals the newest */
-                    if (seen[b] == 0 && (best == SIZE_MAX || score[b] >= score[best])) best = b;
+                    if (seen[b] == 0 && (w->never == NULL || w->never[b] == 0) &&
+                        (best == SIZE_MAX || score[b] >= score[best]))
+                        best = b;
                 if (best == SIZE_MAX) break;
                 seen[best] = 1;
             }
@@ -319,6 +322,39 @@ void twin_row(const cairn_attention_shape *shape, uint32_t layer, uint32_t head,
     free(sum);
     free(mix);
     free(logit);
+}
+
+void twin_own(const world *w, uint32_t layer, uint32_t head, size_t first, size_t tokens, size_t query, double *out)
+{
+    const cairn_attention_shape *shape = &w->shape;
+    size_t dim = shape->head_dim, g = head / (shape->heads / shape->kv_heads);
+    double z = 0.0;
+    for (size_t d = 0; d < dim; d++) out[d] = 0.0;
+    for (size_t row = first; row < first + tokens; row++) {
+        size_t at = (row * shape->kv_heads + g) * dim;
+        double weight = exp(score_at(shape, w->q[layer] + (query * shape->heads + head) * dim, w->k[layer] + at,
+                                     (double)(query - row)));
+        z += weight;
+        for (size_t d = 0; d < dim; d++) out[d] += weight * (double)w->v[layer][at + d];
+    }
+    for (size_t d = 0; d < dim; d++) out[d] /= z;
+}
+
+void twin_clamped(const world *w, uint32_t layer, size_t row, uint32_t head, const uint8_t *visible, double *out,
+                  twin_result *result)
+{
+    size_t slots = world_slots(w), width = (size_t)w->shape.kv_heads * w->shape.head_dim, n = row / slots;
+    twin_block *blocks = malloc((n + 1) * sizeof *blocks);
+    assert_non_null(blocks);
+    for (size_t b = 0; b < n; b++)
+        blocks[b] = (twin_block){.k = w->k[layer] + b * slots * width,
+                                 .v = w->v[layer] + b * slots * width,
+                                 .tokens = w->shape.block_tokens,
+                                 .age = n - b,
+                                 .visible = visible == NULL || visible[b] != 0};
+    twin_row(&w->shape, layer, head, w->q[layer] + row * w->shape.heads * w->shape.head_dim, row % slots,
+             w->k[layer] + n * slots * width, w->v[layer] + n * slots * width, blocks, n, out, result);
+    free(blocks);
 }
 
 /* The paper's scoring slots put what is older than the newest k' into slot 0; the query's block starts k' + 1 slots
@@ -420,6 +456,7 @@ cairn_store *world_store(const world *w, const char *dir, const char *name, cair
     opt.create = true;
     opt.map_bytes = (uint64_t)1 << 32;
     opt.geometry = (cairn_geometry){.layers = w->shape.layers,
+                                    .first_layer = w->first_layer,
                                     .kv_heads = w->shape.kv_heads,
                                     .head_dim = w->shape.head_dim,
                                     .block_tokens = w->shape.block_tokens,

@@ -17,7 +17,7 @@
             fail_msg("%s is %.9g, expected %.9g within %.3g", #actual, near_a, near_e, (double)(tolerance));           \
     } while (0)
 
-enum { WORLD_LAYERS = 4, WORLD_HEADS = 16 };
+enum { WORLD_LAYERS = 8, WORLD_HEADS = 64 };
 
 /* A stream: what a model would hand to a session, row by row (slots; row r is a landmark iff r % (C+1) == C). */
 typedef struct world {
@@ -28,7 +28,9 @@ typedef struct world {
     float *q[WORLD_LAYERS]; /* (rows, heads, D) */
     float *k[WORLD_LAYERS]; /* (rows, kv_heads, D), before rotation */
     float *v[WORLD_LAYERS];
-    cairn_token *ids; /* (rows) */
+    cairn_token *ids;     /* (rows) */
+    uint8_t *never;       /* (blocks) 1 = no such block: keeps attached blocks at their distance; NULL = none */
+    uint32_t first_layer; /* of stores made for it */
 } world;
 
 typedef struct world_spec {
@@ -88,6 +90,11 @@ void twin_row(const cairn_attention_shape *shape, uint32_t layer, uint32_t head,
               const float *own_k, const float *own_v, const twin_block *blocks, size_t n, double *out,
               twin_result *result);
 
+/* Row `query` of the world over nothing but `tokens` keys from row `first` on, all in its own block. */
+void twin_own(const world *w, uint32_t layer, uint32_t head, size_t first, size_t tokens, size_t query, double *out);
+/* A row of a clamped world that sees `visible` (blocks) of its past blocks. out (D). */
+void twin_clamped(const world *w, uint32_t layer, size_t row, uint32_t head, const uint8_t *visible, double *out,
+                  twin_result *result);
 /* The paper's inference (sections 3.2, 3.3) of one chunk, rows [from, from + rows) of the world, on one layer, stingy
  * positions, everything before the chunk cached: picked and slots (rows, heads, top_k; -1 = none), out (rows, heads,
  * D). picked_given: use `picked` as it is. */

@@ -15,7 +15,7 @@
 /* ---- reader ---- */
 
 enum {
-    READER_DEPTH = 64,       /* reads in flight; 16 saturate the disk that was measured, 64 do no harm */
+    READER_DEPTH = 128,      /* reads in flight: a layer's batch, so that all of it flies while the caller computes */
     READER_THREADS = 16,     /* of the pool: 73-100 % of io_uring's rate at 16 */
     READER_JOB_PIECES = 32,  /* places in memory one job may fill */
     READER_STACK = 128 << 10 /* address space of a pool thread's stack */

@@ -118,9 +118,9 @@ const char *reader_name(const reader *r)
 size_t reader_ram_bytes(const reader *r)
 {
     if (r == NULL) return 0;
-    /* a ring of 64: 4 KiB of entries, 2 KiB of completions and their pages' rest; a thread touches two pages of
+    /* a ring of 128: 8 KiB of entries, 4 KiB of completions, the rest of their pages; a thread touches two pages of
      * its stack and one for its descriptor */
-    size_t engine = r->engine == READER_URING ? 16 << 10 : r->engine == READER_POOL ? READER_THREADS * (16 << 10) : 0;
+    size_t engine = r->engine == READER_URING ? 24 << 10 : r->engine == READER_POOL ? READER_THREADS * (16 << 10) : 0;
     return sizeof *r + engine;
 }
 

@@ -188,6 +188,21 @@ void store_release_xfsz(void)
 
 /* ---- opening the environment ---- */
 
+/* A file with mode 0600 whatever the umask, and with `bytes` of blocks allocated. */
+static cairn_status prepare_file(const char *dir, const char *name, off_t bytes)
+{
+    char path[STORE_PATH_MAX];
+    cairn_status status = store_join(path, dir, name);
+    if (status != CAIRN_OK) return status;
+    int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    if (fd < 0) return cairn_fail_errno(errno, "%s", path);
+    int err = bytes > 0 && fallocate(fd, 0, 0, bytes) != 0 ? errno : 0;
+    if (err == EOPNOTSUPP || err == ENOSYS) err = 0;
+    if (fchmod(fd, 0600) != 0 && err == 0 && errno != EPERM) err = errno;
+    close(fd);
+    return err != 0 ? cairn_fail_errno(err, "%s: %lld bytes", path, (long long)bytes) : CAIRN_OK;
+}
+
 /* The lock file's pages are written through a map, where a full disk is a signal: so its blocks are allocated before
  * LMDB maps it. LMDB takes a larger file as room for more readers. Opened and closed before LMDB locks it, since
  * closing any descriptor of a file drops a process's locks on it. */
@@ -198,13 +213,7 @@ static cairn_status prepare_lock_file(const char *dir)
     cairn_status status = store_join(path, dir, "lock.mdb");
     if (status != CAIRN_OK) return status;
     if (stat(path, &st) == 0 && st.st_size >= LOCK_FILE_BYTES && st.st_blocks * 512 >= LOCK_FILE_BYTES) return CAIRN_OK;
-    int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-    if (fd < 0) return cairn_fail_errno(errno, "%s", path);
-    int err = fallocate(fd, 0, 0, LOCK_FILE_BYTES) != 0 ? errno : 0;
-    if (err == EOPNOTSUPP || err == ENOSYS) err = 0;
-    if (fchmod(fd, 0600) != 0 && err == 0 && errno != EPERM) err = errno;
-    close(fd);
-    return err != 0 ? cairn_fail_errno(err, "%s: %d bytes", path, LOCK_FILE_BYTES) : CAIRN_OK;
+    return prepare_file(dir, "lock.mdb", LOCK_FILE_BYTES);
 }
 
 /* Reserves addresses: as many as asked for, else fewer, but never fewer than the file needs. */
@@ -468,7 +477,6 @@ cairn_status store_data_create(const char *store_path, uint32_t number, const st
                                uint64_t map_bytes, bool no_sync, store_data *out)
 {
     store_data data = {.fd = -1, .number = number};
-    char file_path[STORE_PATH_MAX];
     store_identity again;
     cairn_status status = data_path(store_path, number, data.path);
     *out = (store_data){.fd = -1};
@@ -479,9 +487,8 @@ cairn_status store_data_create(const char *store_path, uint32_t number, const st
     store_hold_xfsz();
     if (chmod(data.path, 0700) != 0) status = cairn_fail_errno(errno, "%s", data.path);
     if (status == CAIRN_OK) status = prepare_lock_file(data.path);
+    if (status == CAIRN_OK) status = prepare_file(data.path, "data.mdb", 0); /* LMDB fills an empty one */
     if (status == CAIRN_OK) status = open_env(&data, map_bytes, 0, MDB_NORDAHEAD | MDB_NOTLS);
-    if (status == CAIRN_OK) status = store_join(file_path, data.path, "data.mdb");
-    if (status == CAIRN_OK && chmod(file_path, 0600) != 0) status = cairn_fail_errno(errno, "%s", file_path);
     if (status == CAIRN_OK) status = write_empty(&data, identity);
     if (status == CAIRN_OK) status = store_sync_dir(data.path);
     store_data_close(&data);

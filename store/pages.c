@@ -113,10 +113,13 @@ cairn_status page_file_at(page_file *file, uint64_t transaction)
     struct stat st;
     if (fstat(file->fd, &st) != 0) return cairn_fail_errno(errno, "%s", file->path);
     file->file_bytes = (uint64_t)st.st_size;
-    uint8_t meta[PAGE_HEADER + META_BYTES];
-    cairn_status status = read_meta(file, (unsigned)(transaction & 1), meta); /* transaction n writes page n % 2 */
+    /* Transaction n writes page n % 2, so two commits from now it is overwritten: read twice, lest it be half and half
+     */
+    uint8_t meta[PAGE_HEADER + META_BYTES], again[sizeof meta];
+    cairn_status status = read_meta(file, (unsigned)(transaction & 1), meta);
+    if (status == CAIRN_OK) status = read_meta(file, (unsigned)(transaction & 1), again);
     if (status != CAIRN_OK) return status;
-    if (cairn_get_le64(meta + META_TXN) != transaction)
+    if (cairn_get_le64(meta + META_TXN) != transaction || memcmp(meta, again, sizeof meta) != 0)
         return cairn_fail(CAIRN_BUSY, "%s: transaction %llu is no longer there (now %llu)", file->path,
                           (unsigned long long)transaction, (unsigned long long)cairn_get_le64(meta + META_TXN));
     file->transaction = transaction;

@@ -102,6 +102,7 @@ static bool take(cursor *c, size_t bytes, const uint8_t **out)
 static cairn_status take_u32(cursor *c, const char *what, uint32_t *out)
 {
     const uint8_t *p;
+    *out = 0;
     if (!take(c, 4, &p)) return cairn_fail(CAIRN_CORRUPT, "%s: the file ends at byte %zu", what, c->end);
     *out = cairn_get_le32(p);
     return CAIRN_OK;
@@ -110,6 +111,7 @@ static cairn_status take_u32(cursor *c, const char *what, uint32_t *out)
 static cairn_status take_u64(cursor *c, const char *what, uint64_t *out)
 {
     const uint8_t *p;
+    *out = 0;
     if (!take(c, 8, &p)) return cairn_fail(CAIRN_CORRUPT, "%s: the file ends at byte %zu", what, c->end);
     *out = cairn_get_le64(p);
     return CAIRN_OK;
@@ -117,7 +119,7 @@ static cairn_status take_u64(cursor *c, const char *what, uint64_t *out)
 
 static cairn_status take_text(cursor *c, const char *what, gguf_text *out)
 {
-    uint64_t bytes = 0;
+    uint64_t bytes;
     const uint8_t *p;
     cairn_status st = take_u64(c, what, &bytes);
     if (st != CAIRN_OK) return st;
@@ -379,8 +381,8 @@ out:
 cairn_status gguf_parse(const void *data, size_t bytes, gguf *out)
 {
     cursor c = {data, 0, bytes};
-    uint64_t n_tensors;
-    uint64_t n_values;
+    uint64_t n_tensors = 0;
+    uint64_t n_values = 0;
     cairn_status st;
     *out = (gguf){.data = data, .bytes = bytes, .alignment = GGUF_DEFAULT_ALIGNMENT};
     if ((st = read_header(&c, out, &n_tensors, &n_values)) != CAIRN_OK) goto out;

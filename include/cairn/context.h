@@ -75,7 +75,8 @@ CAIRN_API cairn_status cairn_session_attend(cairn_session *session, uint32_t lay
 /* Ends the chunk. tokens (rows): the ids of the rows, landmark rows included. */
 CAIRN_API cairn_status cairn_session_advance(cairn_session *session, const cairn_token *tokens, size_t rows);
 
-/* Writes the session's whole blocks and its tail to its context: durable when it returns. */
+/* Writes the session's whole blocks and its tail to its context: durable when it returns. INVALID while a landmark is
+ * due: a block whose tokens are all there is whole only with its landmark. */
 CAIRN_API cairn_status cairn_session_commit(cairn_session *session, const cairn_input *input);
 CAIRN_API uint64_t cairn_session_pending_bytes(const cairn_session *session); /* what a commit would write */
 

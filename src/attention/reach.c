@@ -52,8 +52,9 @@ attn_reach attn_reach_of(const attn_step *step, const attn_line *line, uint32_t 
         if (policy->newest != 0) oldest = back(candidates_end, policy->newest, 0);
     }
     uint64_t candidates = candidates_end - oldest;
-    r.everything = policy->top_k == CAIRN_TOP_K_ALL || policy->top_k >= candidates;
-    r.k = r.everything ? (uint32_t)candidates : policy->top_k;
+    /* with a mass target even a handful of candidates may be more than it takes */
+    r.everything = policy->top_k == CAIRN_TOP_K_ALL || (policy->top_k >= candidates && policy->mass <= 0);
+    r.k = policy->top_k < candidates ? policy->top_k : (uint32_t)candidates;
     if (shape->scheme == CAIRN_POSITION_STINGY) { /* the newest k are scored at their own slots */
         r.near_lo = candidates_end - r.k;
         r.far_delta = r.k + 1 + (uint32_t)(own - line->cached);

@@ -3,7 +3,7 @@
 
 #include <stdio.h>
 
-enum { TIER_LEAST = 1 << 20 };
+enum { TIER_LEAST = 262144 }; /* bytes; a few tiles of any common shape */
 
 void cairn_session_options_init(cairn_session_options *opt, size_t struct_size, const cairn_attention_shape *shape)
 {
@@ -155,12 +155,13 @@ cairn_status session_budget(cairn_session *s)
     uint64_t own = s->opt.ram_bytes / 4 > s->own.ram_bytes ? s->own.ram_bytes : s->opt.ram_bytes / 4;
     uint64_t used = landmarks + own + s->own.data_bytes;
     uint64_t rest = s->opt.ram_bytes > used ? s->opt.ram_bytes - used : 0;
-    if (cairn_fetch_mode_used(s->fetch) != CAIRN_FETCH_READ) return CAIRN_OK;
-    if (rest < TIER_LEAST)
-        return cairn_fail(
-            CAIRN_NO_MEMORY,
-            "ram budget of %llu bytes: landmark rows take %llu, own blocks %llu, and %d must be left for tiles",
-            (unsigned long long)s->opt.ram_bytes, (unsigned long long)landmarks, (unsigned long long)own, TIER_LEAST);
+    bool tier = cairn_fetch_mode_used(s->fetch) == CAIRN_FETCH_READ;
+    if (rest < (tier ? TIER_LEAST : 1))
+        return cairn_fail(CAIRN_NO_MEMORY, "ram budget of %llu bytes: landmark rows take %llu, own blocks %llu%s",
+                          (unsigned long long)s->opt.ram_bytes, (unsigned long long)landmarks,
+                          (unsigned long long)own + s->own.data_bytes,
+                          tier ? ", and at least 262144 must be left for tiles" : "");
+    if (!tier) return CAIRN_OK;
     if (rest >= s->tier_given && rest - s->tier_given <= s->tier_given / 16) return CAIRN_OK;
     s->tier_given = rest;
     return cairn_fetch_set_ram(s->fetch, rest);

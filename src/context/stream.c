@@ -368,6 +368,9 @@ cairn_status cairn_session_commit(cairn_session *s, const cairn_input *input)
     size_t n = 0;
     while (first + n < s->own.n && s->own.items[first + n].complete) n++;
     const own_block *tail = first + n < s->own.n ? &s->own.items[first + n] : NULL;
+    if (tail != NULL && tail->fill == g->block_tokens)
+        return cairn_fail(CAIRN_INVALID, "slot %llu is a landmark's: run it through all layers before the commit",
+                          (unsigned long long)s->slot);
     cairn_block_data *blocks = cairn_alloc_array(n, sizeof *blocks);
     if (blocks == NULL) return cairn_fail(CAIRN_NO_MEMORY, "a commit of %zu blocks", n);
     for (size_t i = 0; i < n && st == CAIRN_OK; i++) {

@@ -25,7 +25,7 @@ static void ask(cairn_store *store, const cairn_model *model, const char *contex
     TRY(cairn_runtime_feed(run, tokens, n < 4096 ? n : 4096, logits));
 
     char text[64] = "";
-    cairn_sampler greedy = {.temperature = 0};
+    cairn_sampler greedy = {.temperature = 0, .top_p = 1};
     for (int i = 0; i < 64 && strchr(text, '\n') == NULL; i++) {
         TRY(cairn_model_sample(model, logits, &greedy, &token));
         text[cairn_model_decode(model, token, text, sizeof text - 1)] = 0;

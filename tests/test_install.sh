@@ -12,10 +12,11 @@ trap 'rm -rf "$tmp"' EXIT
 prefix=$tmp/prefix
 quiet() { "$@" >"$tmp/log" 2>&1 || { cat "$tmp/log"; return 1; }; }
 
+libdir() { dirname "$(find "$prefix" -name libcairn.a)"; }
 installs() {
-    quiet cmake --install "$build" --prefix "$prefix" || return 1
-    lib=$(dirname "$(find "$prefix" -name libcairn.a)")
     local f
+    quiet cmake --install "$build" --prefix "$prefix" || return 1
+    lib=$(libdir)
     for f in "$prefix/bin/cairn" "$prefix/include/cairn/cairn.h" "$lib/libcairn.so.0" "$lib/pkgconfig/cairn.pc" \
         "$lib/cmake/cairn/cairnConfig.cmake"; do
         [ -e "$f" ] || { echo "no ${f#"$tmp/"}"; return 1; }
@@ -31,7 +32,7 @@ shows_what_headers_declare() {
     echo "< declared in include/cairn, > shown by libcairn.so"
     return 1
 }
-needs_no_faiss() { ! readelf -d "$lib/libcairn.so" | grep -E 'NEEDED.*faiss'; }
+needs_no_faiss() { readelf -d "$lib/libcairn.so" >"$tmp/needs" && ! grep -E 'NEEDED.*faiss' "$tmp/needs"; }
 
 with_cmake() {
     quiet cmake -S examples -B "$tmp/cmake" -DCMAKE_PREFIX_PATH="$prefix" -DCMAKE_BUILD_TYPE=Release && quiet cmake --build "$tmp/cmake"
@@ -63,9 +64,10 @@ answers() {
     said=$("$1" models/cairn-tiny-f16.gguf "$tmp/store" text "$question" 2>&1) || { echo "$said"; return 1; }
     case $said in $answer*) ;; *) echo "said '$said', expected $answer"; return 1 ;; esac
 }
-stands_alone() { ! ldd "$1" | grep libcairn; }
+stands_alone() { ldd "$1" >"$tmp/needs" && ! grep libcairn "$tmp/needs"; }
 
 check "cmake --install puts command, headers, libraries, cairn.pc and the package in place" installs
+lib=$(libdir) # check runs its command in a subshell
 check "libcairn.so shows exactly the calls the public headers declare" shows_what_headers_declare
 check "libcairn.so carries FAISS inside" needs_no_faiss
 check "the examples build through find_package, shared and static" with_cmake

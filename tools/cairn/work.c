@@ -48,13 +48,16 @@ int store_open(cli *c, const char *path, const model_ref *model, bool read_only,
     cairn_status st = cairn_store_open(path, &opt, out);
     if (st != CAIRN_OK) return cli_fail_status(c, st);
     if (model == NULL) return -1;
-    /* Again with the model's geometry, so that the library's own sentence names both sides; a second open of a store
-     * is counted, not repeated. The element type is the store's: a model does not prescribe it. */
-    cairn_store *checked = NULL;
+    /* Again with the model, so that the library's own sentence names both sides: first the model itself, which a person
+     * knows by name, then its geometry. A second open of a store is counted, not repeated. The element type is the
+     * store's: a model does not prescribe it. */
     opt.model = model->id;
-    cairn_model_geometry(model->model, cairn_store_geometry(*out)->dtype, &opt.geometry);
-    st = cairn_store_open(path, &opt, &checked);
-    cairn_store_close(checked);
+    for (int with_geometry = 0; with_geometry < 2 && st == CAIRN_OK; with_geometry++) {
+        cairn_store *checked = NULL;
+        if (with_geometry) cairn_model_geometry(model->model, cairn_store_geometry(*out)->dtype, &opt.geometry);
+        st = cairn_store_open(path, &opt, &checked);
+        cairn_store_close(checked);
+    }
     if (st == CAIRN_OK) return -1;
     int code = cli_fail_status(c, st);
     cairn_store_close(*out);

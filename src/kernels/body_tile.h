@@ -7,6 +7,8 @@
  */
 #include "tile_internal.h"
 
+enum { MANY_QUERIES = 16 }; /* from here on the arithmetic outweighs the bytes */
+
 /* ---- scores ---- */
 
 /* QB queries x TB = VL / QB keys: VL vectors of partial sums, one tree, VL scores. n < TB keys when not `full`. */
@@ -74,17 +76,25 @@ INLINE void score_rows(cairn_dtype dtype, const char *keys, size_t tokens, size_
     if (i < nq) score_queries(1, dtype, keys, stride, tokens, dim, q + i, scores + i * ld, ld);
 }
 
+/* The rows as f32 in the scratch, so that many queries share one conversion: exact, so no bit changes. */
+INLINE void score_widened(cairn_dtype dtype, const char *keys, size_t tokens, size_t dim, size_t nq,
+                          const float *const *q, float *scores, size_t ld, float *rows)
+{
+    for (size_t t = 0, n; t < tokens; t += n) {
+        n = tokens - t < TILE_ROWS ? tokens - t : TILE_ROWS;
+        widen_as(rows, keys + t * dim * cairn_dtype_size(dtype), dtype, n * dim);
+        score_rows(CAIRN_F32, (const char *)rows, n, dim, nq, q, scores + t, ld);
+    }
+}
+
 /* Scores of at most TILE_QUERIES rows. */
 static void score_tile(const cairn_tile *tile, size_t nq, const float *const *q, float *scores, size_t ld,
                        const tile_scratch *scratch)
 {
     size_t tokens = tile->tokens, dim = tile->head_dim;
+    const bool widened = nq >= MANY_QUERIES;
     const float *folded[TILE_QUERIES];
-    switch (tile->dtype) {
-    case CAIRN_F32: score_rows(CAIRN_F32, tile->keys, tokens, dim, nq, q, scores, ld); break;
-    case CAIRN_F16: score_rows(CAIRN_F16, tile->keys, tokens, dim, nq, q, scores, ld); break;
-    case CAIRN_BF16: score_rows(CAIRN_BF16, tile->keys, tokens, dim, nq, q, scores, ld); break;
-    case CAIRN_Q8: /* (q * scale) . int8: the scales of a channel go into the query once */
+    if (tile->dtype == CAIRN_Q8) { /* (q * scale) . int8: the scales of the channels go into the query once */
         for (size_t i = 0; i < nq; i++) {
             float *to = scratch->queries + i * dim;
             size_t d = 0;
@@ -93,8 +103,18 @@ static void score_tile(const cairn_tile *tile, size_t nq, const float *const *q,
                 v_store_n(to + d, v_mul(v_load_n(q[i] + d, dim - d), v_load_n(tile->key_scales + d, dim - d)), dim - d);
             folded[i] = to;
         }
-        score_rows(CAIRN_Q8, tile->keys, tokens, dim, nq, folded, scores, ld);
+        q = folded;
     }
+#define SCORE_AS(DTYPE)                                                                                                \
+    widened ? score_widened(DTYPE, tile->keys, tokens, dim, nq, q, scores, ld, scratch->rows)                          \
+            : score_rows(DTYPE, tile->keys, tokens, dim, nq, q, scores, ld)
+    switch (tile->dtype) {
+    case CAIRN_F32: score_rows(CAIRN_F32, tile->keys, tokens, dim, nq, q, scores, ld); break;
+    case CAIRN_F16: SCORE_AS(CAIRN_F16); break;
+    case CAIRN_BF16: SCORE_AS(CAIRN_BF16); break;
+    case CAIRN_Q8: SCORE_AS(CAIRN_Q8); break;
+    }
+#undef SCORE_AS
 }
 
 /* ---- mix ---- */
@@ -211,11 +231,20 @@ static void tile_mix(const cairn_tile *tile, size_t nq, const float *p, size_t l
     }
 }
 
+/* Asks for a tile as a whole before the first row is used: a few rows are done with it long before the hardware has
+ * noticed a stream. Every other line, since lines come in pairs. Random f16 tiles from DRAM, D = 32 / 64 / 128, one
+ * row: 1145 / 2370 / 3900 -> 950 / 1640 / 3230 ns; from L2 it costs 5 %. */
+INLINE void announce(const void *data, size_t bytes)
+{
+    for (size_t i = 0; i < bytes; i += 128) _mm_prefetch((const char *)data + i, _MM_HINT_T1);
+}
+
 static void tile_attend(const cairn_tile *tile, size_t nq, const float *const *q, const float *weight,
                         float *const *out, float *lse, void *scratch)
 {
-    size_t tokens = tile->tokens;
+    size_t tokens = tile->tokens, bytes = tokens * tile->head_dim * cairn_dtype_size(tile->dtype);
     tile_scratch s = tile_scratch_over(scratch, tokens, tile->head_dim);
+    if (nq < MANY_QUERIES) announce(tile->keys, bytes), announce(tile->values, bytes);
     for (size_t i = 0, n; i < nq; i += n) {
         n = nq - i < TILE_QUERIES ? nq - i : TILE_QUERIES;
         if (tokens > 0) score_tile(tile, n, q + i, s.p, s.p_ld, &s);

@@ -184,11 +184,11 @@ INLINE void v_store_bf16_n(void *p, vf x, size_t n)
 
 INLINE vf v_joined(vf a, vf b) /* lanes l and l + 4 added: (a, b) */
 {
-    return v_add(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+    return v_add(_mm256_blend_ps(a, b, 0xf0), _mm256_permute2f128_ps(a, b, 0x21));
 }
 INLINE vf v_pairs(vf a, vf b) /* then l and l + 2 */
 {
-    return v_add(_mm256_shuffle_ps(a, b, 0x44), _mm256_shuffle_ps(a, b, 0xee));
+    return v_add(_mm256_blend_ps(a, b, 0xcc), _mm256_shuffle_ps(a, b, 0x4e));
 }
 INLINE vf v_ones(vf a, vf b) /* then l and l + 1 */
 {

@@ -41,11 +41,12 @@ cairn_status cairn_model_sample(const cairn_model *model, const float *logits, c
     const double top_p = (double)sampler->top_p;
     if (!(temperature >= 0) || !isfinite(temperature))
         return cairn_fail(CAIRN_INVALID, "temperature %g: must be 0 or above", temperature);
-    if (!(top_p > 0 && top_p <= 1)) return cairn_fail(CAIRN_INVALID, "top-p %g: must be above 0, at most 1", top_p);
     cairn_token greedy = best(model, logits);
     if (greedy < 0) return cairn_fail(CAIRN_INVALID, "none of %u logits can be sampled from", model->info.vocab);
     *out = greedy;
-    if (temperature == 0 || logits[greedy] == INFINITY) return CAIRN_OK;
+    if (temperature == 0) return CAIRN_OK;
+    if (!(top_p > 0 && top_p <= 1)) return cairn_fail(CAIRN_INVALID, "top-p %g: must be above 0, at most 1", top_p);
+    if (logits[greedy] == INFINITY) return CAIRN_OK;
 
     size_t n = 0;
     double sum = 0;

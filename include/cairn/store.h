@@ -196,13 +196,15 @@ typedef struct cairn_fetch_stats { /* totals since new */
     uint64_t tier_tiles;           /* found in the RAM tier */
     uint64_t tier_bytes;
     uint64_t map_bytes;  /* used in place through the map */
-    uint64_t read_bytes; /* read from the file into the tier */
+    uint64_t read_bytes; /* read from the file into the tier, in whole pages; the others count records */
     uint64_t wait_ns;    /* time spent in cairn_fetch_wait */
     uint64_t evicted_tiles;
     uint64_t ram_bytes; /* what the tier holds now */
 } cairn_fetch_stats;
 
-/* `ram_bytes` bounds everything the fetch allocates (READ mode). */
+/* `ram_bytes` bounds everything the fetch allocates (READ mode); NO_MEMORY says what one tile needs. What is read into
+ * the tier is always checked against its hash. io_uring with O_DIRECT is used where it is allowed, else threads with
+ * pread; environment variable CAIRN_FETCH_READER (uring, pool, sync; each with "-buffered") chooses instead. */
 CAIRN_API cairn_status cairn_fetch_new(cairn_store *store, cairn_fetch_mode mode, uint64_t ram_bytes,
                                        cairn_fetch **out);
 CAIRN_API void cairn_fetch_free(cairn_fetch *fetch);
@@ -212,12 +214,15 @@ CAIRN_API const char *cairn_fetch_reason(const cairn_fetch *fetch);         /* w
 CAIRN_API size_t cairn_fetch_batch_max(const cairn_fetch *fetch);
 /* Announces or starts reading all `n` tiles. `mass` (n, may be NULL) is the attention mass each is about to get:
  * the RAM tier keeps what gets mass. Ids need not be sorted; duplicates are allowed. The snapshot must
- * stay open until the views are done with. The previous batch's views die. */
+ * stay open until the views are done with. The previous batch's views die. NOT_FOUND names a tile the snapshot does
+ * not have, INVALID a batch beyond batch_max; then there is nothing to wait for. */
 CAIRN_API cairn_status cairn_fetch_submit(cairn_fetch *fetch, cairn_snapshot *snap, const cairn_tile_id *ids,
                                           const float *mass, size_t n);
-/* Waits for the whole batch and fills views[0..n) in the order of the ids. CORRUPT or NOT_FOUND names the tile. */
+/* Waits for the whole batch and fills views[0..n) in the order of the ids. CORRUPT and IO name the tile; what was right
+ * of a failed batch stays in the tier, what was not does not. */
 CAIRN_API cairn_status cairn_fetch_wait(cairn_fetch *fetch, cairn_tile_view *views);
-/* Budget may shrink or grow between batches (a session gives what its landmark rows leave). */
+/* Budget may shrink or grow between batches (a session gives what its landmark rows leave). Views die. NO_MEMORY if
+ * it would not hold one tile: then the old budget stays. */
 CAIRN_API cairn_status cairn_fetch_set_ram(cairn_fetch *fetch, uint64_t ram_bytes);
 CAIRN_API void cairn_fetch_stats_get(const cairn_fetch *fetch, cairn_fetch_stats *out);
 

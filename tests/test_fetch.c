@@ -1,0 +1,868 @@
+/* test_fetch.c - batches of tiles, through the map and into the RAM tier. */
+#include "store_fixture.h"
+
+#include <fetch_internal.h>
+#include <store_internal.h>
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+static const cairn_geometry SMALL = {
+    .layers = 4, .first_layer = 1, .kv_heads = 3, .head_dim = 32, .block_tokens = 15, .dtype = CAIRN_F16};
+enum { SMALL_BLOCKS = 12, SMALL_TILES = SMALL_BLOCKS * 3 * 3, SMALL_SLOT = 4096 };
+
+static const char *const engines[] = {"uring", "pool", "sync", "uring-buffered", "pool-buffered", "sync-buffered"};
+
+static bool use_engine(const char *name)
+{
+    reader *r;
+    setenv("CAIRN_FETCH_READER", name, 1);
+    int fd = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+    cairn_status st = reader_open(fd, &r);
+    reader_close(r);
+    close(fd);
+    if (st == CAIRN_UNSUPPORTED) unsetenv("CAIRN_FETCH_READER");
+    return st == CAIRN_OK;
+}
+
+/* The i-th tile of a segment, by block, layer, head. */
+static cairn_tile_id tile_at(const fixture *fx, uint64_t segment, size_t i)
+{
+    size_t per_block = fixture_tiles(fx);
+    size_t t = i % per_block;
+    return (cairn_tile_id){segment, (uint32_t)(i / per_block),
+                           (uint16_t)(fx->geometry.first_layer + t / fx->geometry.kv_heads),
+                           (uint16_t)(t % fx->geometry.kv_heads)};
+}
+
+static void check_view(const fixture *fx, uint64_t seed, cairn_tile_id id, const cairn_tile_view *view)
+{
+    size_t bytes = fixture_tile_bytes(fx);
+    uint8_t *expected = malloc(bytes);
+    fixture_tile(fx, seed, id.block, id.layer, id.head, expected);
+    assert_int_equal(view->id.segment, id.segment);
+    assert_int_equal(view->id.block, id.block);
+    assert_int_equal(view->id.layer, id.layer);
+    assert_int_equal(view->id.head, id.head);
+    assert_int_equal(view->dtype, fx->geometry.dtype);
+    assert_int_equal(view->tokens, fx->geometry.block_tokens);
+    assert_int_equal(view->head_dim, fx->geometry.head_dim);
+    assert_memory_equal(view->keys, expected, bytes);
+    size_t half = (size_t)view->tokens * view->head_dim * cairn_dtype_size(view->dtype);
+    assert_ptr_equal(view->values, (const uint8_t *)view->keys + half);
+    if (view->dtype == CAIRN_Q8) {
+        assert_memory_equal(view->key_scales, expected + 2 * half, view->head_dim * 4);
+        assert_memory_equal(view->value_scales, expected + 2 * half + view->head_dim * 4, view->tokens * 4);
+    } else {
+        assert_null(view->key_scales);
+        assert_null(view->value_scales);
+    }
+    free(expected);
+}
+
+/* One batch, every view of it checked against the bytes that were written. */
+static void fetch_and_check(const fixture *fx, cairn_fetch *fetch, cairn_snapshot *snap, uint64_t seed,
+                            const cairn_tile_id *ids, const float *mass, size_t n)
+{
+    cairn_tile_view *views = malloc((n + 1) * sizeof *views);
+    assert_ok(cairn_fetch_submit(fetch, snap, ids, mass, n));
+    assert_ok(cairn_fetch_wait(fetch, views));
+    for (size_t i = 0; i < n; i++) check_view(fx, seed, ids[i], &views[i]);
+    free(views);
+}
+
+static cairn_fetch_stats stats_of(const cairn_fetch *fetch)
+{
+    cairn_fetch_stats stats;
+    cairn_fetch_stats_get(fetch, &stats);
+    return stats;
+}
+
+/* Tiles in the tier, by asking for them. */
+static uint64_t hits_of(const fixture *fx, cairn_fetch *fetch, cairn_snapshot *snap, uint64_t seed,
+                        const cairn_tile_id *ids, size_t n)
+{
+    uint64_t before = stats_of(fetch).tier_tiles;
+    fetch_and_check(fx, fetch, snap, seed, ids, NULL, n);
+    return stats_of(fetch).tier_tiles - before;
+}
+
+/* ---- the same bytes ---- */
+
+static void random_batches(fixture *fx, uint64_t segment, uint64_t seed, size_t tiles, cairn_fetch_mode mode,
+                           uint64_t ram)
+{
+    cairn_fetch *fetch = NULL;
+    cairn_snapshot *snap = NULL;
+    test_random r = {seed + 99};
+    cairn_tile_id ids[64];
+    float mass[64];
+    assert_ok(cairn_snapshot_begin(fx->store, &snap));
+    assert_ok(cairn_fetch_new(fx->store, mode, ram, &fetch));
+    size_t max = cairn_fetch_batch_max(fetch) < 64 ? cairn_fetch_batch_max(fetch) : 64;
+    for (int round = 0; round < 40; round++) {
+        size_t n = test_random_below(&r, (uint32_t)max + 1);
+        for (size_t i = 0; i < n; i++) {
+            ids[i] = i > 0 && test_random_below(&r, 4) == 0
+                         ? ids[test_random_below(&r, (uint32_t)i)]
+                         : tile_at(fx, segment, test_random_below(&r, (uint32_t)tiles));
+            mass[i] = (float)test_random_unit(&r);
+        }
+        fetch_and_check(fx, fetch, snap, seed, ids, round % 2 ? mass : NULL, n);
+        if (mode == CAIRN_FETCH_READ) assert_true(stats_of(fetch).ram_bytes <= ram);
+    }
+    cairn_fetch_free(fetch);
+    cairn_snapshot_end(snap);
+}
+
+static void every_type_comes_back_bit_for_bit_in_both_modes(void **state)
+{
+    (void)state;
+    for (int dtype = CAIRN_F32; dtype <= CAIRN_Q8; dtype++) {
+        cairn_geometry g = SMALL;
+        g.dtype = (cairn_dtype)dtype;
+        fixture *fx = fixture_new(g);
+        uint64_t segment = fixture_context(fx, "a", 5, SMALL_BLOCKS, 3);
+        random_batches(fx, segment, 5, SMALL_TILES, CAIRN_FETCH_MAP, 0);
+        random_batches(fx, segment, 5, SMALL_TILES, CAIRN_FETCH_READ, 1 << 20);
+        random_batches(fx, segment, 5, SMALL_TILES, CAIRN_FETCH_READ, 256 << 10);
+        fixture_free(fx);
+    }
+}
+
+static void every_size_of_tile_comes_back_bit_for_bit(void **state)
+{
+    (void)state;
+    static const struct {
+        uint32_t dim, tokens;
+    } shapes[] = {{2, 1}, {4, 7}, {64, 63}, {128, 63}, {128, 64}, {1024, 33}};
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+        cairn_geometry g = {.layers = 2,
+                            .kv_heads = 2,
+                            .head_dim = shapes[i].dim,
+                            .block_tokens = shapes[i].tokens,
+                            .dtype = CAIRN_BF16};
+        fixture *fx = fixture_new(g);
+        uint64_t segment = fixture_context(fx, "a", 6, 9, 0);
+        random_batches(fx, segment, 6, 36, CAIRN_FETCH_MAP, 0);
+        random_batches(fx, segment, 6, 36, CAIRN_FETCH_READ, 2 << 20);
+        fixture_free(fx);
+    }
+}
+
+static void every_engine_gives_the_same_bytes(void **state)
+{
+    (void)state;
+    cairn_geometry g = SMALL;
+    g.head_dim = 128;
+    g.block_tokens = 63;
+    fixture *fx = fixture_new(g);
+    uint64_t segment = fixture_context(fx, "a", 7, SMALL_BLOCKS, 0);
+    for (size_t e = 0; e < sizeof engines / sizeof *engines; e++) {
+        if (!use_engine(engines[e])) continue;
+        random_batches(fx, segment, 7, SMALL_TILES, CAIRN_FETCH_READ, 8 << 20);
+        random_batches(fx, segment, 7, SMALL_TILES, CAIRN_FETCH_READ, 1 << 20);
+    }
+    unsetenv("CAIRN_FETCH_READER");
+    fixture_free(fx);
+}
+
+static void an_engine_that_does_not_exist_is_refused_by_name(void **state)
+{
+    (void)state;
+    cairn_fetch *fetch = NULL;
+    fixture *fx = fixture_new(SMALL);
+    setenv("CAIRN_FETCH_READER", "floppy", 1);
+    assert_int_equal(cairn_fetch_new(fx->store, CAIRN_FETCH_READ, 1 << 20, &fetch), CAIRN_INVALID);
+    assert_non_null(strstr(cairn_last_error(), "floppy"));
+    assert_null(fetch);
+    unsetenv("CAIRN_FETCH_READER");
+    fixture_free(fx);
+}
+
+static void a_fetch_equals_the_snapshots_own_tiles(void **state)
+{
+    (void)state;
+    fixture *fx = fixture_new(SMALL);
+    uint64_t segment = fixture_context(fx, "a", 8, SMALL_BLOCKS, 0);
+    cairn_snapshot *snap = NULL;
+    assert_ok(cairn_snapshot_begin(fx->store, &snap));
+    for (int mode = CAIRN_FETCH_MAP; mode <= CAIRN_FETCH_READ; mode++) {
+        cairn_fetch *fetch = NULL;
+        cairn_tile_id ids[SMALL_TILES];
+        cairn_tile_view views[SMALL_TILES];
+        assert_ok(cairn_fetch_new(fx->store, (cairn_fetch_mode)mode, 2 << 20, &fetch));
+        assert_int_equal(cairn_fetch_mode_used(fetch), mode);
+        for (size_t i = 0; i < SMALL_TILES; i++) ids[i] = tile_at(fx, segment, SMALL_TILES - 1 - i);
+        assert_ok(cairn_fetch_submit(fetch, snap, ids, NULL, SMALL_TILES));
+        assert_ok(cairn_fetch_wait(fetch, views));
+        for (size_t i = 0; i < SMALL_TILES; i++) {
+            cairn_tile_view view;
+            assert_ok(cairn_snapshot_tile(snap, ids[i], &view));
+            assert_memory_equal(views[i].keys, view.keys, fixture_tile_bytes(fx));
+            assert_int_equal(((uintptr_t)views[i].keys) % 64, 0);
+        }
+        cairn_fetch_free(fetch);
+    }
+    cairn_snapshot_end(snap);
+    fixture_free(fx);
+}
+
+/* ---- the tier ---- */
+
+static void a_batch_larger_than_the_tier_is_refused_and_the_largest_fits(void **state)
+{
+    (void)state;
+    fixture *fx = fixture_new(SMALL);
+    uint64_t segment = fixture_context(fx, "a", 9, SMALL_BLOCKS, 0);
+    cairn_fetch *fetch = NULL;
+    cairn_snapshot *snap = NULL;
+    cairn_tile_id ids[SMALL_TILES];
+    for (size_t i = 0; i < SMALL_TILES; i++) ids[i] = tile_at(fx, segment, i);
+    assert_ok(cairn_snapshot_begin(fx->store, &snap));
+    assert_int_equal(cairn_fetch_new(fx->store, CAIRN_FETCH_READ, 1000, &fetch), CAIRN_NO_MEMORY);
+    assert_null(fetch);
+    assert_ok(cairn_fetch_new(fx->store, CAIRN_FETCH_READ, 384 << 10, &fetch));
+    size_t max = cairn_fetch_batch_max(fetch);
+    assert_in_range(max, 1, SMALL_TILES - 1);
+    for (int round = 0; round < 3; round++) {
+        assert_int_equal(cairn_fetch_submit(fetch, snap, ids, NULL, max + 1), CAIRN_INVALID);
+        assert_int_equal(cairn_fetch_wait(fetch, NULL), CAIRN_INVALID);
+        fetch_and_check(fx, fetch, snap, 9, ids + round, NULL, max);
+        assert_true(stats_of(fetch).ram_bytes <= 384 << 10);
+    }
+    cairn_fetch_free(fetch);
+    cairn_snapshot_end(snap);
+    fixture_free(fx);
+}
+
+static void the_tier_keeps_what_has_mass_and_lets_go_of_the_rest(void **state)
+{
+    (void)state;
+    fixture *fx = fixture_new(SMALL);
+    uint64_t segment = fixture_context(fx, "a", 10, SMALL_BLOCKS, 0);
+    cairn_snapshot *snap = NULL;
+    assert_ok(cairn_snapshot_begin(fx->store, &snap));
+    for (int heavy = 0; heavy <= 1; heavy++) {
+        cairn_fetch *fetch = NULL;
+        cairn_tile_id ids[SMALL_TILES];
+        float mass[SMALL_TILES];
+        assert_ok(cairn_fetch_new(fx->store, CAIRN_FETCH_READ, 384 << 10, &fetch));
+        size_t max = cairn_fetch_batch_max(fetch);
+        assert_true(max > 16 && max < SMALL_TILES - 16);
+        for (size_t i = 0; i < SMALL_TILES; i++) {
+            ids[i] = tile_at(fx, segment, i);
+            mass[i] = i < 8 && heavy ? 0.5f : 0.01f;
+        }
+        fetch_and_check(fx, fetch, snap, 10, ids, mass, 8);
+        for (size_t i = 8; i < SMALL_TILES; i++) fetch_and_check(fx, fetch, snap, 10, ids + i, mass + i, 1);
+        assert_true(stats_of(fetch).evicted_tiles == SMALL_TILES - max);
+        /* without the mass the eldest went first */
+        assert_int_equal(hits_of(fx, fetch, snap, 10, ids, 8), heavy ? 8 : 0);
+        /* and mass decays: tiles that had it once give way to tiles that are asked for again and again */
+        for (int again = 0; again < 40; again++)
+            for (size_t i = SMALL_TILES - max; i < SMALL_TILES; i++)
+                fetch_and_check(fx, fetch, snap, 10, ids + i, mass + i, 1);
+        assert_int_equal(hits_of(fx, fetch, snap, 10, ids + SMALL_TILES - max, max), max);
+        cairn_fetch_free(fetch);
+    }
+    cairn_snapshot_end(snap);
+    fixture_free(fx);
+}
+
+static void tiles_of_the_batch_are_never_evicted_by_it(void **state)
+{
+    (void)state;
+    fixture *fx = fixture_new(SMALL);
+    uint64_t segment = fixture_context(fx, "a", 11, 2 * SMALL_BLOCKS, 0);
+    cairn_fetch *fetch = NULL;
+    cairn_snapshot *snap = NULL;
+    cairn_tile_id ids[SMALL_TILES];
+    float mass[SMALL_TILES];
+    assert_ok(cairn_snapshot_begin(fx->store, &snap));
+    assert_ok(cairn_fetch_new(fx->store, CAIRN_FETCH_READ, 384 << 10, &fetch));
+    size_t max = cairn_fetch_batch_max(fetch);
+    assert_in_range(max, 2, SMALL_TILES);
+    for (size_t i = 0; i < max; i++) { /* fills the tier with tiles of much mass */
+        ids[i] = tile_at(fx, segment, i);
+        mass[i] = 100.0f;
+    }
+    fetch_and_check(fx, fetch, snap, 11, ids, mass, max);
+    for (size_t i = 0; i < max; i++) { /* half of them again, and as many new ones that weigh nothing */
+        ids[i] = tile_at(fx, segment, i % 2 ? i : SMALL_TILES + i);
+        mass[i] = 0.0f;
+    }
+    uint64_t before = stats_of(fetch).tier_tiles;
+    fetch_and_check(fx, fetch, snap, 11, ids, mass, max);
+    assert_int_equal(stats_of(fetch).tier_tiles - before, max / 2);
+    cairn_fetch_free(fetch);
+    cairn_snapshot_end(snap);
+    fixture_free(fx);
+}
+
+static void statistics_add_up(void **state)
+{
+    (void)state;
+    fixture *fx = fixture_new(SMALL);
+    uint64_t segment = fixture_context(fx, "a", 12, SMALL_BLOCKS, 0);
+    cairn_snapshot *snap = NULL;
+    assert_ok(cairn_snapshot_begin(fx->store, &snap));
+    size_t record = store_tile_bytes(4096, CAIRN_F16, SMALL.block_tokens, SMALL.head_dim);
+    for (int mode = CAIRN_FETCH_MAP; mode <= CAIRN_FETCH_READ; mode++) {
+        cairn_fetch *fetch = NULL;
+        test_random r = {77};
+        assert_ok(cairn_fetch_new(fx->store, (cairn_fetch_mode)mode, 320 << 10, &fetch));
+        uint64_t asked = 0;
+        for (int round = 0; round < 50; round++) {
+            cairn_tile_id ids[16];
+            size_t n = 1 + test_random_below(&r, 16);
+            for (size_t i = 0; i < n; i++) ids[i] = tile_at(fx, segment, test_random_below(&r, SMALL_TILES));
+            fetch_and_check(fx, fetch, snap, 12, ids, NULL, n);
+            asked += n;
+        }
+        cairn_fetch_stats s = stats_of(fetch);
+        assert_int_equal(s.tiles, asked);
+        assert_true(s.wait_ns > 0);
+        if (mode == CAIRN_FETCH_MAP) {
+            assert_int_equal(s.map_bytes, asked * record);
+            assert_int_equal(s.tier_tiles + s.tier_bytes + s.read_bytes + s.evicted_tiles + s.ram_bytes, 0);
+        } else {
+            uint64_t read_tiles = s.read_bytes / SMALL_SLOT;
+            assert_int_equal(s.read_bytes % SMALL_SLOT, 0);
+            assert_int_equal(s.tier_tiles + read_tiles, asked);
+            assert_int_equal(s.tier_bytes, s.tier_tiles * record);
+            assert_int_equal(s.map_bytes, 0);
+            assert_int_equal(s.evicted_tiles, read_tiles - cairn_fetch_batch_max(fetch)); /* it has been full */
+            assert_true(s.ram_bytes <= 320 << 10 && s.ram_bytes > cairn_fetch_batch_max(fetch) * SMALL_SLOT);
+        }
+        cairn_fetch_free(fetch);
+    }
+    cairn_snapshot_end(snap);
+    fixture_free(fx);
+}
+
+static void a_smaller_budget_evicts_and_a_larger_one_is_used(void **state)
+{
+    (void)state;
+    fixture *fx = fixture_new(SMALL);
+    uint64_t segment = fixture_context(fx, "a", 13, SMALL_BLOCKS, 0);
+    cairn_fetch *fetch = NULL;
+    cairn_snapshot *snap = NULL;
+    cairn_tile_id ids[SMALL_TILES];
+    float mass[SMALL_TILES];
+    for (size_t i = 0; i < SMALL_TILES; i++) {
+        ids[i] = tile_at(fx, segment, i);
+        mass[i] = i >= 20 && i < 30 ? 1.0f : 0.01f;
+    }
+    assert_ok(cairn_snapshot_begin(fx->store, &snap));
+    assert_ok(cairn_fetch_new(fx->store, CAIRN_FETCH_READ, 2 << 20, &fetch));
+    fetch_and_check(fx, fetch, snap, 13, ids, mass, SMALL_TILES);
+    uint64_t full = stats_of(fetch).ram_bytes;
+    assert_ok(cairn_fetch_set_ram(fetch, 384 << 10));
+    assert_true(stats_of(fetch).ram_bytes <= 384 << 10 && stats_of(fetch).ram_bytes < full);
+    size_t max = cairn_fetch_batch_max(fetch);
+    assert_int_equal(stats_of(fetch).evicted_tiles, SMALL_TILES - max);
+    assert_int_equal(hits_of(fx, fetch, snap, 13, ids + 20, 10), 10); /* those with mass stayed */
+    assert_int_equal(cairn_fetch_set_ram(fetch, 100), CAIRN_NO_MEMORY);
+    assert_int_equal(cairn_fetch_batch_max(fetch), max); /* as before */
+    for (uint64_t ram = 384 << 10; ram >= 300 << 10; ram -= 10000) {
+        assert_ok(cairn_fetch_set_ram(fetch, ram));
+        fetch_and_check(fx, fetch, snap, 13, ids, mass, cairn_fetch_batch_max(fetch));
+        assert_true(stats_of(fetch).ram_bytes <= ram);
+    }
+    assert_ok(cairn_fetch_set_ram(fetch, 2 << 20));
+    fetch_and_check(fx, fetch, snap, 13, ids, mass, SMALL_TILES);
+    assert_int_equal(hits_of(fx, fetch, snap, 13, ids, SMALL_TILES), SMALL_TILES);
+    cairn_fetch_free(fetch);
+    cairn_snapshot_end(snap);
+    fixture_free(fx);
+}
+
+static void the_same_calls_give_the_same_tier(void **state)
+{
+    (void)state;
+    fixture *fx = fixture_new(SMALL);
+    uint64_t segment = fixture_context(fx, "a", 14, SMALL_BLOCKS, 0);
+    cairn_snapshot *snap = NULL;
+    cairn_fetch_stats stats[3];
+    assert_ok(cairn_snapshot_begin(fx->store, &snap));
+    for (int run = 0; run < 3; run++) { /* whatever the engine and the order in which reads land */
+        cairn_fetch *fetch = NULL;
+        test_random r = {5};
+        if (run == 1) use_engine("pool");
+        assert_ok(cairn_fetch_new(fx->store, CAIRN_FETCH_READ, 640 << 10, &fetch));
+        assert_ok(cairn_fetch_set_ram(fetch, 600 << 10));
+        unsetenv("CAIRN_FETCH_READER");
+        /* the same number of slots whatever the engine keeps for itself */
+        uint64_t ram = 600 << 10;
+        while (cairn_fetch_batch_max(fetch) > 40) assert_ok(cairn_fetch_set_ram(fetch, ram -= 512));
+        assert_int_equal(cairn_fetch_batch_max(fetch), 40);
+        for (int round = 0; round < 300; round++) {
+            cairn_tile_id ids[24];
+            float mass[24];
+            for (size_t i = 0; i < 24; i++) {
+                ids[i] = tile_at(fx, segment, (test_random_below(&r, SMALL_TILES) * test_random_below(&r, 100)) / 100);
+                mass[i] = (float)test_random_unit(&r);
+            }
+            fetch_and_check(fx, fetch, snap, 14, ids, mass, 24);
+        }
+        stats[run] = stats_of(fetch);
+        cairn_fetch_free(fetch);
+    }
+    for (int run = 1; run < 3; run++) {
+        assert_int_equal(stats[run].tier_tiles, stats[0].tier_tiles);
+        assert_int_equal(stats[run].read_bytes, stats[0].read_bytes);
+        assert_int_equal(stats[run].evicted_tiles, stats[0].evicted_tiles);
+    }
+    cairn_snapshot_end(snap);
+    fixture_free(fx);
+}
+
+static void cached_tiles_stay_right_when_contexts_come_and_go(void **state)
+{
+    (void)state;
+    fixture *fx = fixture_new(SMALL);
+    cairn_fetch *fetch = NULL;
+    assert_ok(cairn_fetch_new(fx->store, CAIRN_FETCH_READ, 8 << 20, &fetch));
+    uint64_t last = 0;
+    for (uint64_t round = 0; round < 6; round++) {
+        cairn_snapshot *snap = NULL;
+        cairn_tile_id ids[SMALL_TILES];
+        if (round > 0) assert_ok(cairn_context_drop(fx->store, "a"));
+        uint64_t segment = fixture_context(fx, "a", 100 + round, SMALL_BLOCKS, 0);
+        assert_true(segment > last); /* an id never means another segment */
+        last = segment;
+        for (size_t i = 0; i < SMALL_TILES; i++) ids[i] = tile_at(fx, segment, i);
+        assert_ok(cairn_snapshot_begin(fx->store, &snap));
+        assert_int_equal(hits_of(fx, fetch, snap, 100 + round, ids, SMALL_TILES), 0);
+        assert_int_equal(hits_of(fx, fetch, snap, 100 + round, ids, SMALL_TILES), SMALL_TILES);
+        cairn_snapshot_end(snap);
+    }
+    cairn_fetch_free(fetch);
+    fixture_free(fx);
+}
+
+/* ---- what goes wrong ---- */
+
+/* Where a tile's record lies in the data file, and that file. */
+static uint64_t tile_offset(fixture *fx, cairn_tile_id id, char **path)
+{
+    cairn_snapshot *snap = NULL;
+    cairn_span record;
+    uint64_t offset = 0;
+    size_t bytes = 0;
+    assert_ok(cairn_snapshot_begin(fx->store, &snap));
+    assert_ok(store_locate(snap, id, &record));
+    assert_true(store_file_offset(fx->store, record, &offset, &bytes));
+    cairn_snapshot_end(snap);
+    *path = test_path(fx->store->env->data.path, "data.mdb");
+    return offset + STORE_PAGE_HEADER;
+}
+
+static void flip(const char *path, uint64_t offset)
+{
+    uint8_t byte;
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+    assert_int_equal(pread(fd, &byte, 1, (off_t)offset), 1);
+    byte ^= 0x10;
+    assert_int_equal(pwrite(fd, &byte, 1, (off_t)offset), 1);
+    assert_int_equal(fsync(fd), 0);
+    close(fd);
+}
+
+static void a_flipped_byte_is_corrupt_and_names_the_tile(void **state)
+{
+    (void)state;
+    for (size_t e = 0; e < sizeof engines / sizeof *engines; e++) {
+        if (!use_engine(engines[e])) continue;
+        fixture *fx = fixture_new(SMALL);
+        uint64_t segment = fixture_context(fx, "a", 15, SMALL_BLOCKS, 0);
+        cairn_fetch *fetch = NULL;
+        cairn_snapshot *snap = NULL;
+        char *path;
+        cairn_tile_id ids[8];
+        cairn_tile_view views[8];
+        for (size_t i = 0; i < 8; i++) ids[i] = tile_at(fx, segment, 50 + i);
+        uint64_t at = tile_offset(fx, ids[3], &path) + 48 + 100;
+        flip(path, at);
+        assert_ok(cairn_snapshot_begin(fx->store, &snap));
+        assert_ok(cairn_fetch_new(fx->store, CAIRN_FETCH_READ, 1 << 20, &fetch));
+        char name[64];
+        snprintf(name, sizeof name, "segment %llu block %u layer %u head %u", (unsigned long long)segment, ids[3].block,
+                 ids[3].layer, ids[3].head);
+        for (int again = 0; again < 2; again++) {
+            assert_ok(cairn_fetch_submit(fetch, snap, ids, NULL, 8));
+            assert_int_equal(cairn_fetch_wait(fetch, views), CAIRN_CORRUPT);
+            assert_non_null(strstr(cairn_last_error(), name));
+        }
+        assert_int_equal(hits_of(fx, fetch, snap, 15, ids, 3), 3); /* the others of the batch were right */
+        flip(path, at);
+        assert_int_equal(hits_of(fx, fetch, snap, 15, ids, 8), 7); /* and the damaged one was not kept */
+        cairn_fetch_free(fetch);
+        cairn_snapshot_end(snap);
+        free(path);
+        fixture_free(fx);
+    }
+    unsetenv("CAIRN_FETCH_READER");
+}
+
+static void through_the_map_hashes_are_checked_when_the_store_was_opened_so(void **state)
+{
+    (void)state;
+    for (int verify = 0; verify <= 1; verify++) {
+        fixture *fx = fixture_new(SMALL);
+        uint64_t segment = fixture_context(fx, "a", 16, 2, 0);
+        cairn_fetch *fetch = NULL;
+        cairn_snapshot *snap = NULL;
+        cairn_tile_view view;
+        char *path;
+        cairn_tile_id id = tile_at(fx, segment, 4);
+        uint64_t at = tile_offset(fx, id, &path);
+        flip(path, at + 48);
+        cairn_store_close(fx->store);
+        fixture_open(fx, verify == 1);
+        assert_ok(cairn_snapshot_begin(fx->store, &snap));
+        assert_ok(cairn_fetch_new(fx->store, CAIRN_FETCH_MAP, 0, &fetch));
+        assert_ok(cairn_fetch_submit(fetch, snap, &id, NULL, 1));
+        assert_int_equal(cairn_fetch_wait(fetch, &view), verify ? CAIRN_CORRUPT : CAIRN_OK);
+        cairn_fetch_free(fetch);
+        cairn_snapshot_end(snap);
+        free(path);
+        fixture_free(fx);
+    }
+}
+
+static void a_file_cut_under_the_reader_is_an_error_and_not_a_signal(void **state)
+{
+    (void)state;
+    for (size_t e = 0; e < sizeof engines / sizeof *engines; e++) {
+        if (!use_engine(engines[e])) continue;
+        cairn_geometry g = SMALL;
+        g.block_tokens = 63;
+        g.head_dim = 128; /* eight pages */
+        fixture *fx = fixture_new(g);
+        uint64_t segment = fixture_context(fx, "a", 17, SMALL_BLOCKS, 0);
+        cairn_fetch *fetch = NULL;
+        cairn_snapshot *snap = NULL;
+        char *path;
+        cairn_tile_id ids[4];
+        cairn_tile_view views[4];
+        struct stat st;
+        for (size_t i = 0; i < 4; i++) ids[i] = tile_at(fx, segment, 40 + i);
+        uint64_t at = tile_offset(fx, ids[2], &path);
+        assert_int_equal(stat(path, &st), 0);
+        assert_ok(cairn_snapshot_begin(fx->store, &snap));
+        assert_ok(cairn_fetch_new(fx->store, CAIRN_FETCH_READ, 4 << 20, &fetch));
+        /* lookups happen before the cut; the tree's own pages are LMDB's map and beyond our help */
+        assert_ok(cairn_fetch_submit(fetch, snap, ids, NULL, 1));
+        assert_ok(cairn_fetch_wait(fetch, views));
+        char *copy = test_path(fx->dir, "copy");
+        size_t bytes;
+        void *data = test_read_file(path, &bytes);
+        test_write_file(copy, data, bytes);
+        free(data);
+        /* the descriptor the reader opened is of a file that is cut in the middle of the third tile */
+        reader *r;
+        int fd = open(copy, O_RDWR | O_CLOEXEC);
+        assert_ok(reader_open(fd, &r));
+        assert_int_equal(ftruncate(fd, (off_t)(at + 5000)), 0);
+        void *memory = NULL;
+        assert_int_equal(posix_memalign(&memory, 4096, 4 * 32768), 0);
+        struct iovec pieces[4];
+        read_job jobs[4] = {0};
+        for (size_t i = 0; i < 4; i++) {
+            free(path);
+            pieces[i] = (struct iovec){(char *)memory + i * 32768, 32768};
+            jobs[i] = (read_job){.pieces = &pieces[i],
+                                 .n_pieces = 1,
+                                 .first = (uint32_t)i,
+                                 .bytes = 32768,
+                                 .offset = tile_offset(fx, ids[i], &path) - 16};
+        }
+        reader_start(r, jobs, 4);
+        size_t landed = 0;
+        for (read_job *job; (job = reader_next(r)) != NULL; landed++) {
+            assert_int_equal(job->error, 0);
+            uint64_t expected = job->offset + 32768 <= at + 5000 ? 32768
+                                : job->offset < at + 5000        ? at + 5000 - job->offset
+                                                                 : 0;
+            assert_int_equal(job->done, expected);
+        }
+        assert_int_equal(landed, 4);
+        reader_close(r);
+        close(fd);
+        free(memory);
+        free(copy);
+        free(path);
+        cairn_fetch_free(fetch);
+        cairn_snapshot_end(snap);
+        fixture_free(fx);
+    }
+    unsetenv("CAIRN_FETCH_READER");
+}
+
+/* In a child, because a signal would end it: the data file itself is cut behind an open store. */
+static void a_store_cut_under_a_reading_process_is_an_error_there(void **state)
+{
+    (void)state;
+    cairn_geometry g = SMALL;
+    g.block_tokens = 63;
+    g.head_dim = 128;
+    fixture *fx = fixture_new(g);
+    uint64_t segment = fixture_context(fx, "a", 18, SMALL_BLOCKS, 0);
+    char *path;
+    size_t lowest = 0;
+    uint64_t cut = UINT64_MAX;
+    for (size_t i = 0; i < SMALL_TILES; i++) { /* where the upper half of the tiles begins */
+        uint64_t at = tile_offset(fx, tile_at(fx, segment, i), &path);
+        if (i > SMALL_TILES / 2 && at < cut) {
+            cut = at;
+            lowest = i;
+        }
+        if (i + 1 < SMALL_TILES) free(path);
+    }
+    cairn_tile_id id = tile_at(fx, segment, lowest);
+    cairn_store_close(fx->store);
+    fx->store = NULL;
+    pid_t child = fork();
+    if (child == 0) {
+        cairn_fetch *fetch = NULL;
+        cairn_snapshot *snap = NULL;
+        cairn_tile_view view;
+        cairn_span record;
+        fixture_open(fx, false);
+        if (cairn_snapshot_begin(fx->store, &snap) != CAIRN_OK) _exit(10);
+        if (cairn_fetch_new(fx->store, CAIRN_FETCH_READ, 4 << 20, &fetch) != CAIRN_OK) _exit(11);
+        if (store_locate(snap, id, &record) != CAIRN_OK) _exit(12); /* its tree pages are in memory now */
+        cairn_status st = cairn_fetch_submit(fetch, snap, &id, NULL, 1);
+        if (st != CAIRN_OK || cairn_fetch_wait(fetch, &view) != CAIRN_OK) _exit(13);
+        cairn_fetch_free(fetch);
+        if (cairn_fetch_new(fx->store, CAIRN_FETCH_READ, 4 << 20, &fetch) != CAIRN_OK) _exit(14);
+        if (truncate(path, (off_t)(cut + 4096)) != 0) _exit(15);
+        st = cairn_fetch_submit(fetch, snap, &id, NULL, 1);
+        if (st == CAIRN_OK) st = cairn_fetch_wait(fetch, &view);
+        if (st != CAIRN_IO) _exit(16);
+        _exit(strstr(cairn_last_error(), "the file ends") != NULL && strstr(cairn_last_error(), path) != NULL ? 0 : 17);
+    }
+    int status = 0;
+    assert_int_equal(waitpid(child, &status, 0), child);
+    /* a lookup after the cut may need a tree page beyond it, which only LMDB's own map can give: then it is SIGBUS and
+     * says nothing about the reader; the tree of this small store lies before the cut or was read already */
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), 0);
+    free(path);
+    fixture_free(fx);
+}
+
+static void a_tile_that_is_not_there_is_named_and_the_next_batch_works(void **state)
+{
+    (void)state;
+    fixture *fx = fixture_new(SMALL);
+    uint64_t segment = fixture_context(fx, "a", 19, 4, 0);
+    cairn_snapshot *snap = NULL;
+    assert_ok(cairn_snapshot_begin(fx->store, &snap));
+    for (int mode = CAIRN_FETCH_MAP; mode <= CAIRN_FETCH_READ; mode++) {
+        cairn_fetch *fetch = NULL;
+        cairn_tile_id ids[4];
+        for (size_t i = 0; i < 4; i++) ids[i] = tile_at(fx, segment, i);
+        assert_ok(cairn_fetch_new(fx->store, (cairn_fetch_mode)mode, 1 << 20, &fetch));
+        ids[2].block = 4;
+        assert_int_equal(cairn_fetch_submit(fetch, snap, ids, NULL, 4), CAIRN_NOT_FOUND);
+        assert_non_null(strstr(cairn_last_error(), "block 4 layer 1 head 2"));
+        assert_int_equal(cairn_fetch_wait(fetch, NULL), CAIRN_INVALID);
+        assert_int_equal(stats_of(fetch).tiles, 0);
+        ids[2].block = 3;
+        fetch_and_check(fx, fetch, snap, 19, ids, NULL, 4);
+        cairn_fetch_free(fetch);
+    }
+    cairn_snapshot_end(snap);
+    fixture_free(fx);
+}
+
+static void a_batch_nobody_waits_for_does_no_harm(void **state)
+{
+    (void)state;
+    for (size_t e = 0; e < sizeof engines / sizeof *engines; e++) {
+        if (!use_engine(engines[e])) continue;
+        fixture *fx = fixture_new(SMALL);
+        uint64_t segment = fixture_context(fx, "a", 20, SMALL_BLOCKS, 0);
+        cairn_fetch *fetch = NULL;
+        cairn_snapshot *snap = NULL;
+        cairn_tile_id ids[SMALL_TILES];
+        for (size_t i = 0; i < SMALL_TILES; i++) ids[i] = tile_at(fx, segment, (i * 37) % SMALL_TILES);
+        assert_ok(cairn_snapshot_begin(fx->store, &snap));
+        assert_ok(cairn_fetch_new(fx->store, CAIRN_FETCH_READ, 4 << 20, &fetch));
+        assert_ok(cairn_fetch_submit(fetch, snap, ids, NULL, 90)); /* more reads than fly at once */
+        assert_ok(cairn_fetch_submit(fetch, snap, ids + 10, NULL, 90));
+        fetch_and_check(fx, fetch, snap, 20, ids, NULL, SMALL_TILES);
+        assert_ok(cairn_fetch_submit(fetch, snap, ids, NULL, SMALL_TILES));
+        assert_ok(cairn_fetch_set_ram(fetch, 2 << 20));
+        assert_ok(cairn_fetch_submit(fetch, snap, ids, NULL, SMALL_TILES));
+        cairn_fetch_free(fetch);
+        assert_ok(cairn_fetch_new(fx->store, CAIRN_FETCH_READ, 4 << 20, &fetch));
+        assert_ok(cairn_fetch_submit(fetch, snap, ids, NULL, SMALL_TILES));
+        cairn_fetch_free(fetch);
+        cairn_snapshot_end(snap);
+        fixture_free(fx);
+    }
+    unsetenv("CAIRN_FETCH_READER");
+}
+
+static void allocations_that_fail_are_errors_and_the_next_batch_works(void **state)
+{
+    (void)state;
+    fixture *fx = fixture_new(SMALL);
+    uint64_t segment = fixture_context(fx, "a", 21, SMALL_BLOCKS, 0);
+    cairn_snapshot *snap = NULL;
+    cairn_tile_id ids[SMALL_TILES];
+    cairn_tile_view views[SMALL_TILES];
+    for (size_t i = 0; i < SMALL_TILES; i++) ids[i] = tile_at(fx, segment, i);
+    assert_ok(cairn_snapshot_begin(fx->store, &snap));
+    for (int mode = CAIRN_FETCH_MAP; mode <= CAIRN_FETCH_READ; mode++) {
+        bool done = false;
+        for (uint64_t nth = 1; !done; nth++) {
+            cairn_fetch *fetch = NULL;
+            assert_true(nth < 100);
+            cairn_alloc_fail_at(nth);
+            cairn_status st = cairn_fetch_new(fx->store, (cairn_fetch_mode)mode, 2 << 20, &fetch);
+            if (st == CAIRN_OK) st = cairn_fetch_submit(fetch, snap, ids, NULL, SMALL_TILES);
+            if (st == CAIRN_OK) st = cairn_fetch_wait(fetch, views);
+            done = st == CAIRN_OK && cairn_alloc_fail_at(0) < nth;
+            cairn_alloc_fail_at(0);
+            if (!done && st != CAIRN_OK) assert_int_equal(st, CAIRN_NO_MEMORY);
+            if (fetch != NULL) fetch_and_check(fx, fetch, snap, 21, ids, NULL, SMALL_TILES);
+            cairn_fetch_free(fetch);
+        }
+    }
+    cairn_snapshot_end(snap);
+    fixture_free(fx);
+}
+
+/* ---- memory ---- */
+
+enum { BIG_BLOCKS = 600, BUDGET = 16 << 20 };
+static const cairn_geometry BIG = {.layers = 1, .kv_heads = 8, .head_dim = 128, .block_tokens = 63, .dtype = CAIRN_F16};
+
+/* VmHWM while `rounds` random batches are read from a store of 150 MiB, in a process of its own. */
+static uint64_t growth_of(fixture *fx, uint64_t segment, cairn_fetch_mode mode, const char *engine)
+{
+    int out[2];
+    uint64_t grown = 0;
+    assert_int_equal(pipe(out), 0);
+    pid_t child = fork();
+    if (child == 0) {
+        cairn_fetch *fetch = NULL;
+        cairn_snapshot *snap = NULL;
+        cairn_tile_id ids[128];
+        cairn_tile_view views[128];
+        test_random r = {3};
+        volatile uint8_t sum = 0;
+        setenv("CAIRN_FETCH_READER", engine, 1);
+        fixture_open(fx, false);
+        uint64_t before = cairn_peak_rss_bytes();
+        if (cairn_snapshot_begin(fx->store, &snap) != CAIRN_OK) _exit(1);
+        if (cairn_fetch_new(fx->store, mode, BUDGET, &fetch) != CAIRN_OK) _exit(2);
+        for (int round = 0; round < 150; round++) {
+            for (size_t i = 0; i < 128; i++) ids[i] = tile_at(fx, segment, test_random_below(&r, BIG_BLOCKS * 8));
+            if (cairn_fetch_submit(fetch, snap, ids, NULL, 128) != CAIRN_OK) _exit(3);
+            if (cairn_fetch_wait(fetch, views) != CAIRN_OK) _exit(4);
+            for (size_t i = 0; i < 128; i++)
+                for (size_t b = 0; b < fixture_tile_bytes(fx); b += 512) sum ^= ((const uint8_t *)views[i].keys)[b];
+        }
+        uint64_t after = cairn_peak_rss_bytes() - before;
+        _exit(write(out[1], &after, sizeof after) == sizeof after ? 0 : 5);
+    }
+    int status = 0;
+    close(out[1]);
+    assert_int_equal(read(out[0], &grown, sizeof grown), sizeof grown);
+    close(out[0]);
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+    return grown;
+}
+
+static void the_process_stays_within_its_budget_over_a_store_many_times_as_large(void **state)
+{
+    (void)state;
+#ifdef __SANITIZE_THREAD__
+    skip(); /* its shadow counts as ours */
+#endif
+    uint64_t id;
+    cairn_writer *writer = NULL;
+    cairn_context_info info;
+    fixture *fx = fixture_new(BIG);
+    assert_ok(cairn_context_create(fx->store, "a", &id));
+    assert_ok(cairn_writer_begin(fx->store, "a", &writer));
+    fixture_commit(fx, writer, 1, 0, BIG_BLOCKS, 0, NULL);
+    assert_ok(cairn_writer_info(writer, &info));
+    cairn_writer_end(writer);
+    cairn_store_close(fx->store);
+    fx->store = NULL;
+    uint64_t slack = 24 << 20; /* tree pages until they are let go, and LMDB's own */
+    uint64_t tile_bytes = (uint64_t)BIG_BLOCKS * 8 * 32768;
+    assert_true(tile_bytes > 8 * (uint64_t)BUDGET);
+    for (size_t e = 0; e < sizeof engines / sizeof *engines; e++)
+        if (use_engine(engines[e])) {
+            uint64_t grown = growth_of(fx, info.own_segment, CAIRN_FETCH_READ, engines[e]);
+            assert_in_range(grown, BUDGET / 2, BUDGET + slack);
+        }
+    unsetenv("CAIRN_FETCH_READER");
+    /* the witness that this measures something: through the map all of the file comes to count */
+    assert_true(growth_of(fx, info.own_segment, CAIRN_FETCH_MAP, "") > tile_bytes * 3 / 4);
+    fixture_free(fx);
+}
+
+static void auto_says_by_which_numbers_it_chose(void **state)
+{
+    (void)state;
+    fixture *fx = fixture_new(SMALL);
+    cairn_fetch *fetch = NULL;
+    assert_ok(cairn_fetch_new(fx->store, CAIRN_FETCH_AUTO, 1 << 20, &fetch));
+    assert_int_equal(cairn_fetch_mode_used(fetch), CAIRN_FETCH_MAP); /* some kilobytes fit anywhere */
+    assert_non_null(strstr(cairn_fetch_reason(fetch), "MiB"));
+    assert_true(cairn_fetch_batch_max(fetch) == SIZE_MAX);
+    cairn_fetch_free(fetch);
+    /* a sparse file as large as all memory */
+    char *path = test_path(fx->store->env->data.path, "data.mdb");
+    struct stat st;
+    assert_int_equal(stat(path, &st), 0);
+    assert_int_equal(truncate(path, (off_t)cairn_free_ram_bytes()), 0);
+    assert_ok(cairn_fetch_new(fx->store, CAIRN_FETCH_AUTO, 1 << 20, &fetch));
+    assert_int_equal(cairn_fetch_mode_used(fetch), CAIRN_FETCH_READ);
+    assert_non_null(strstr(cairn_fetch_reason(fetch), "RAM tier of 1.0 MiB"));
+    cairn_fetch_free(fetch);
+    assert_int_equal(truncate(path, st.st_size), 0);
+    free(path);
+    fixture_free(fx);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(every_type_comes_back_bit_for_bit_in_both_modes),
+        cmocka_unit_test(every_size_of_tile_comes_back_bit_for_bit),
+        cmocka_unit_test(every_engine_gives_the_same_bytes),
+        cmocka_unit_test(an_engine_that_does_not_exist_is_refused_by_name),
+        cmocka_unit_test(a_fetch_equals_the_snapshots_own_tiles),
+        cmocka_unit_test(a_batch_larger_than_the_tier_is_refused_and_the_largest_fits),
+        cmocka_unit_test(the_tier_keeps_what_has_mass_and_lets_go_of_the_rest),
+        cmocka_unit_test(tiles_of_the_batch_are_never_evicted_by_it),
+        cmocka_unit_test(statistics_add_up),
+        cmocka_unit_test(a_smaller_budget_evicts_and_a_larger_one_is_used),
+        cmocka_unit_test(the_same_calls_give_the_same_tier),
+        cmocka_unit_test(cached_tiles_stay_right_when_contexts_come_and_go),
+        cmocka_unit_test(a_flipped_byte_is_corrupt_and_names_the_tile),
+        cmocka_unit_test(through_the_map_hashes_are_checked_when_the_store_was_opened_so),
+        cmocka_unit_test(a_file_cut_under_the_reader_is_an_error_and_not_a_signal),
+        cmocka_unit_test(a_store_cut_under_a_reading_process_is_an_error_there),
+        cmocka_unit_test(a_tile_that_is_not_there_is_named_and_the_next_batch_works),
+        cmocka_unit_test(a_batch_nobody_waits_for_does_no_harm),
+        cmocka_unit_test(allocations_that_fail_are_errors_and_the_next_batch_works),
+        cmocka_unit_test(the_process_stays_within_its_budget_over_a_store_many_times_as_large),
+        cmocka_unit_test(auto_says_by_which_numbers_it_chose),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

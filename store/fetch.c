@@ -280,7 +280,7 @@ static int by_offset(const void *a, const void *b)
 static void announce(cairn_fetch *f)
 {
     int fd = f->store->env->data.fd;
-    qsort(f->ranges, f->ranges_n, sizeof *f->ranges, by_offset);
+    if (f->ranges_n > 1) qsort(f->ranges, f->ranges_n, sizeof *f->ranges, by_offset);
     for (size_t i = 0, next; i < f->ranges_n; i = next) {
         uint64_t end = f->ranges[i].offset + f->ranges[i].bytes;
         for (next = i + 1; next < f->ranges_n && f->ranges[next].offset <= end; next++)
@@ -328,7 +328,7 @@ static cairn_status plan_reads(cairn_fetch *f, const cairn_tile_id *ids, const f
 {
     size_t kept = 0;
     f->jobs_n = 0;
-    qsort(f->ranges, f->ranges_n, sizeof *f->ranges, by_offset);
+    if (f->ranges_n > 1) qsort(f->ranges, f->ranges_n, sizeof *f->ranges, by_offset);
     for (size_t i = 0; i < f->ranges_n; i++) {
         range r = f->ranges[i];
         item *it = &f->items[r.item];
@@ -421,6 +421,16 @@ static cairn_status land(cairn_fetch *f)
     return answer;
 }
 
+/* Nobody waited for this batch. What it read may be of a snapshot that has ended, whose pages may hold another tile by
+ * now: none of it is kept. */
+static void abandon(cairn_fetch *f)
+{
+    while (reader_next(f->reader) != NULL) {}
+    for (size_t i = 0; i < f->ranges_n; i++) tier_drop(f->tier, f->items[f->ranges[i].item].slot);
+    f->jobs_n = 0;
+    f->ranges_n = 0;
+}
+
 static cairn_status submit_read(cairn_fetch *f, cairn_snapshot *snap, const cairn_tile_id *ids, const float *mass,
                                 size_t n)
 {
@@ -467,7 +477,7 @@ static cairn_status settle(cairn_fetch *f)
 {
     f->submitted = false;
     if (f->mode == CAIRN_FETCH_MAP) return CAIRN_OK;
-    if (f->jobs_n > 0) land(f); /* nobody waited for it; what failed is not in the tier */
+    if (f->jobs_n > 0) abandon(f);
     tier_unpin(f->tier);
     if (f->data_number == f->store->env->data.number) return CAIRN_OK;
     /* Compacted meanwhile. Tiles in the tier stay right: an id never means another tile. */

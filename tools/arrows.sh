@@ -63,11 +63,11 @@ only_in() {
 }
 
 faiss_has_one_c_door() {
-    only_in '^index/' 2 'faiss/' || return 1
+    only_in '^(index/|tests/test_faiss_shim\.c$)' 3 'faiss/' || return 1
     local c
     c=$(awk '$3 ~ "^faiss/" && $1 ~ /\.(c|h)$/ && $3 !~ "^faiss/c_api/"' <<<"$includes")
     [ -z "$c" ] || { echo "C code may include <faiss/c_api/...> only: $c"; return 1; }
-    [ "$(awk '$3 ~ "^faiss/" && $1 ~ /\.(c|h)$/ { print $1 }' <<<"$includes" | sort -u | wc -l)" -le 1 ] || { echo "FAISS has more than one C door"; return 1; }
+    [ "$(awk '$3 ~ "^faiss/" && $1 ~ /^index\/.*\.(c|h)$/ { print $1 }' <<<"$includes" | sort -u | wc -l)" -le 1 ] || { echo "FAISS has more than one C door"; return 1; }
 }
 
 # alone COMPILER... : every header given on stdin compiles as the first line of a file.
@@ -81,8 +81,8 @@ alone() {
 public() { grep '^include/cairn/.*\.h$' <<<"$files"; }
 c11() { public | alone "${CC:-cc}" -x c -std=c11 -pedantic-errors -Wall -Wextra -Wstrict-prototypes -Werror; }
 cxx() { public | alone "${CXX:-c++}" -x c++ -std=c++11 -pedantic-errors -Wall -Wextra -Werror; }
-inner() {
-    grep -E '^(src|store|index)/.*\.h$' <<<"$files" |
+inner() { # but for the bodies the SIMD twins are made of, which are text over one vector type or another
+    grep -E '^(src|store|index)/.*\.h$' <<<"$files" | grep -vE '^src/kernels/(body_|vec)[a-z0-9_]*\.h$' |
         alone "${CC:-cc}" -x c -std=gnu11 -D_GNU_SOURCE -Wall -Wextra -Werror $(printf ' -I%s' src/*/ store index)
 }
 files_fit() { local long; long=$(printf '%s\n' $files | xargs wc -l | awk '$2 != "total" && $1 > 850'); [ -z "$long" ] || { echo "above 850 lines: $long"; return 1; }; }
@@ -91,7 +91,7 @@ check "a room includes only rooms below it; tools, bench and examples public hea
 check "lmdb.h is included in store/ only" only_in '^store/' 9 'lmdb\.h'
 check "FAISS is included in one C file of index/, through its C API, and in the shim" faiss_has_one_c_door
 check "cblas.h is included in one kernel file" only_in '^src/kernels/' 1 'cblas'
-check "xxhash.h is included in one file of base and one of the command" only_in '^(src/base|tools)/' 2 'xxhash'
+check "xxhash.h is included in one file of base, and in the command" only_in '^(src/base/hash\.c|tools/.*)$' 9 'xxhash'
 check "liburing.h is included in one file of store/" only_in '^store/' 1 'liburing'
 check "public headers compile alone as C11" c11
 check "public headers compile alone as C++11" cxx

@@ -4,9 +4,8 @@
 #include <math.h>
 
 enum {
-    DIM_MAX = 1024,              /* int8 sums of more would not be exact in f32 (scan.c) */
-    CHOICES_BYTES_MAX = 8 << 20, /* of a batch; larger k means smaller batches */
-    TOGETHER = 8                 /* score rows in the scratch (scan.c) */
+    DIM_MAX = 1024,             /* int8 sums of more would not be exact in f32 (scan.c) */
+    CHOICES_BYTES_MAX = 8 << 20 /* of a batch; larger k means smaller batches */
 };
 
 bool cairn_index_is_scan(const char *kind)
@@ -158,7 +157,7 @@ static cairn_status scratch_reserve(cairn_index_scratch *scratch, const cairn_ro
         scratch_wipe(scratch);
         scratch->image = cairn_alloc_array(CAIRN_SCAN_BATCH, rows->image_dim);
         scratch->scale = cairn_calloc(CAIRN_SCAN_BATCH, sizeof *scratch->scale);
-        scratch->scores = cairn_alloc_array(TOGETHER * CAIRN_SPAN_ROWS, sizeof *scratch->scores);
+        scratch->scores = cairn_alloc_array(CAIRN_SCAN_TOGETHER * CAIRN_SPAN_ROWS, sizeof *scratch->scores);
         scratch->over = cairn_alloc_array(CAIRN_SPAN_ROWS, sizeof *scratch->over);
         scratch->wide = cairn_alloc_array((CAIRN_EXACT_ROWS + 1) * (size_t)rows->dim, sizeof *scratch->wide);
         if (scratch->image == NULL || scratch->scale == NULL || scratch->scores == NULL || scratch->over == NULL ||

@@ -22,28 +22,30 @@
 /* ---- rows ---- */
 
 /* Rows lie in chunks of CHUNK_ROWS, so that adding never moves what is there (only the first chunk grows, by
- * doubling, for the many indexes that stay small). Scanning goes by spans: [0,32) [32,128) [128,512), then every 512
- * rows. All rows of a span were quantized around the same centre, the mean of all rows before the span's frame; frames
- * start at 0 (centre 0), 32, 128, 512, 2048, ... So a row's int8 image depends on the rows before it alone, never on
- * how they were added, and neither does anything computed from it. */
+ * doubling, for the many indexes that stay small). Scanning goes by spans: [0,32) [32,128) [128,512) [512,1024), then
+ * every 1024 rows. All rows of a span were quantized around the same centre, the mean of all rows before the span's
+ * frame; frames start at 0 (centre 0), 32, 128, 512, 2048, ... So a row's int8 image depends on the rows before it
+ * alone, never on how they were added, and neither does anything computed from it. */
 enum {
     CAIRN_CHUNK_ROWS = 4096,
-    CAIRN_SPAN_ROWS = 512,
+    CAIRN_SPAN_ROWS = 1024,
     CAIRN_FRAMES_MAX = 16 /* 32 * 4^14 > 2^32 */
 };
 
 typedef struct cairn_row_chunk {
-    void *rows;      /* (capacity, dim) of the row type */
-    int8_t *image;   /* int8, interleaved by 16 (kernels_internal.h); NULL: scanned in full precision */
-    float *scale;    /* (capacity) */
-    int32_t *sum;    /* (capacity) */
-    size_t capacity; /* a multiple of 16 */
+    void *rows;    /* (capacity, dim) of the row type */
+    int8_t *image; /* int8, interleaved by 16 (kernels_internal.h); NULL: scanned in full precision */
+    float *scale;  /* (capacity) */
+    int32_t *sum;  /* (capacity) */
+    /* With c the centre and l^ the int8 image of a row l (l ~ c + l^), both rounded up, (capacity): */
+    float *residual;   /* |l - c - l^|; INFINITY if the row holds something that is not a number */
+    float *image_norm; /* |l^| */
+    size_t capacity;   /* a multiple of 16 */
 } cairn_row_chunk;
 
-/* Largest over the rows l of a span, with c the centre and l^ the int8 image (l ~ c + l^). Both rounded up. */
-typedef struct cairn_row_span {
-    float residual; /* |l - c - l^|; INFINITY if a row holds something that is not a number */
-    float image;    /* |l^| */
+typedef struct cairn_row_span { /* the largest of its rows */
+    float residual;
+    float image_norm;
 } cairn_row_span;
 
 typedef struct cairn_rows {
@@ -81,12 +83,12 @@ static inline const void *cairn_rows_at(const cairn_rows *rows, size_t id)
 }
 static inline size_t cairn_span_of(size_t row)
 {
-    return row < 32 ? 0 : row < 128 ? 1 : row < CAIRN_SPAN_ROWS ? 2 : row / CAIRN_SPAN_ROWS + 2;
+    return row < 32 ? 0 : row < 128 ? 1 : row < 512 ? 2 : row / CAIRN_SPAN_ROWS + 3;
 }
 static inline size_t cairn_span_begin(size_t span)
 {
-    static const size_t first[3] = {0, 32, 128};
-    return span < 3 ? first[span] : (span - 2) * CAIRN_SPAN_ROWS;
+    static const size_t first[4] = {0, 32, 128, 512};
+    return span < 4 ? first[span] : (span - 3) * CAIRN_SPAN_ROWS;
 }
 static inline size_t cairn_frame_of(size_t row)
 {
@@ -101,6 +103,7 @@ typedef struct cairn_candidate {
     uint32_t id;
     float score;   /* exact, or from the int8 image */
     float highest; /* the exact score is at most this; = score when exact */
+    float most;    /* slack with which the mass knows it; 0 when exact */
     bool exact;
 } cairn_candidate;
 
@@ -133,15 +136,22 @@ typedef struct cairn_choice {
 
 static inline uint32_t cairn_choice_room(uint32_t k)
 {
-    return 2 * k + 64;
+    return 8 * k + 512;
 }
 void cairn_choice_begin(cairn_choice *choice);
-/* A row that is not surely worse than the k best so far. `slack` bounds |exact - score|; 0 = exact. */
-void cairn_choice_offer(cairn_choice *choice, uint32_t id, float score, float slack);
-/* n scores of neighbouring rows are seen: for the mass. Scores are meant plus `bias`. */
-void cairn_choice_weigh(cairn_choice *choice, const float *scores, size_t n, float bias, float slack);
-/* The same for one exactly scored row. */
-void cairn_choice_weigh_one(cairn_choice *choice, float score);
+/* How far scores from the image may be off: per row, and at most. */
+typedef struct cairn_slack {
+    float q_norm, q_residual; /* |q|, |q - q^| */
+    float rounding;
+    const float *residual, *image_norm; /* of the rows */
+    float most;                         /* of all rows of the span that are in the range */
+} cairn_slack;
+
+/* Scores of rows [first, first + n), each meant plus `bias`; slack NULL: exact. `over` is scratch for n indexes. */
+void cairn_choice_see(cairn_choice *choice, const float *scores, size_t first, size_t n, float bias,
+                      const cairn_slack *slack, uint32_t *over);
+/* One row, scored exactly. */
+void cairn_choice_see_one(cairn_choice *choice, uint32_t id, float score);
 /* The k best, best first, newest first among equals. Returns how many. */
 uint32_t cairn_choice_finish(cairn_choice *choice, cairn_index_hit *hits);
 cairn_index_mass cairn_choice_mass(const cairn_choice *choice);
@@ -152,9 +162,10 @@ float cairn_exact_score(const cairn_rows *rows, const float *q, size_t id, float
 /* ---- scanning ---- */
 
 enum {
-    CAIRN_SCAN_BATCH = 64,  /* queries that share one pass */
-    CAIRN_SCAN_SHORT = 256, /* a range this short is scored in full precision at once */
-    CAIRN_EXACT_ROWS = 64   /* rows widened at a time */
+    CAIRN_SCAN_BATCH = 64,   /* queries that share one pass */
+    CAIRN_SCAN_TOGETHER = 4, /* of them, scored in one call of the kernel: their scores stay in L1 */
+    CAIRN_SCAN_SHORT = 256,  /* a range this short is scored in full precision at once */
+    CAIRN_EXACT_ROWS = 64    /* rows widened at a time */
 };
 
 typedef struct cairn_scan_query {
@@ -171,7 +182,7 @@ struct cairn_index_scratch {
     cairn_scan_query query[CAIRN_SCAN_BATCH];
     int8_t *image;  /* (CAIRN_SCAN_BATCH, image_dim) */
     float *scale;   /* (CAIRN_SCAN_BATCH) */
-    float *scores;  /* (8, CAIRN_SPAN_ROWS) */
+    float *scores;  /* (CAIRN_SCAN_TOGETHER, CAIRN_SPAN_ROWS) */
     uint32_t *over; /* (CAIRN_SPAN_ROWS) */
     float *wide;    /* (CAIRN_EXACT_ROWS, dim) */
     uint32_t dim;   /* what these arrays were made for */

@@ -30,14 +30,25 @@ cairn_status cairn_rows_init(cairn_rows *rows, uint32_t dim, cairn_dtype dtype, 
     return CAIRN_OK;
 }
 
+static void image_free(cairn_row_chunk *chunk)
+{
+    cairn_free(chunk->image);
+    cairn_free(chunk->scale);
+    cairn_free(chunk->sum);
+    cairn_free(chunk->residual);
+    cairn_free(chunk->image_norm);
+    chunk->image = NULL;
+    chunk->scale = NULL;
+    chunk->sum = NULL;
+    chunk->residual = NULL;
+    chunk->image_norm = NULL;
+}
+
 void cairn_rows_wipe(cairn_rows *rows)
 {
     for (size_t i = 0; i < rows->chunk_count; i++) {
-        cairn_row_chunk *chunk = &rows->chunks[i];
-        cairn_free(chunk->rows);
-        cairn_free(chunk->image);
-        cairn_free(chunk->scale);
-        cairn_free(chunk->sum);
+        cairn_free(rows->chunks[i].rows);
+        image_free(&rows->chunks[i]);
     }
     cairn_free(rows->chunks);
     cairn_free(rows->spans);
@@ -53,40 +64,41 @@ static size_t row_bytes(const cairn_rows *rows)
 }
 static size_t image_bytes(const cairn_rows *rows) /* of a row */
 {
-    return rows->image_dim + sizeof(float) + sizeof(int32_t);
+    return rows->image_dim + 3 * sizeof(float) + sizeof(int32_t);
 }
 
-/* A larger copy of a chunk; the rest of the image is zero, so a group of 16 that is not full yet is defined. */
+/* A larger copy of a chunk. The rest of the image is zero, so a group of 16 that is not full yet is defined. */
 static cairn_status chunk_grow(cairn_rows *rows, cairn_row_chunk *chunk, size_t capacity)
 {
+    size_t old = chunk->capacity;
     cairn_row_chunk bigger = {.capacity = capacity};
-    bool imaged = rows->imaged && (chunk->capacity == 0 || chunk->image != NULL);
-    bigger.rows = cairn_alloc(capacity * row_bytes(rows));
+    bool imaged = rows->imaged && (old == 0 || chunk->image != NULL);
+    bool complete = (bigger.rows = cairn_alloc(capacity * row_bytes(rows))) != NULL;
     if (imaged) {
         bigger.image = cairn_calloc(capacity, rows->image_dim);
         bigger.scale = cairn_calloc(capacity, sizeof *bigger.scale);
         bigger.sum = cairn_calloc(capacity, sizeof *bigger.sum);
+        bigger.residual = cairn_calloc(capacity, sizeof *bigger.residual);
+        bigger.image_norm = cairn_calloc(capacity, sizeof *bigger.image_norm);
+        complete = complete && bigger.image != NULL && bigger.scale != NULL && bigger.sum != NULL &&
+                   bigger.residual != NULL && bigger.image_norm != NULL;
     }
-    if (bigger.rows == NULL || (imaged && (bigger.image == NULL || bigger.scale == NULL || bigger.sum == NULL))) {
+    if (!complete) {
         cairn_free(bigger.rows);
-        cairn_free(bigger.image);
-        cairn_free(bigger.scale);
-        cairn_free(bigger.sum);
+        image_free(&bigger);
         return cairn_fail(CAIRN_NO_MEMORY, "%zu rows of %u dimensions after %zu", capacity, rows->dim, rows->count);
     }
-    if (chunk->capacity != 0) {
-        memcpy(bigger.rows, chunk->rows, chunk->capacity * row_bytes(rows));
-        if (imaged) {
-            memcpy(bigger.image, chunk->image, chunk->capacity * rows->image_dim);
-            memcpy(bigger.scale, chunk->scale, chunk->capacity * sizeof *chunk->scale);
-            memcpy(bigger.sum, chunk->sum, chunk->capacity * sizeof *chunk->sum);
-        }
-        cairn_free(chunk->rows);
-        cairn_free(chunk->image);
-        cairn_free(chunk->scale);
-        cairn_free(chunk->sum);
+    if (old != 0) memcpy(bigger.rows, chunk->rows, old * row_bytes(rows));
+    if (old != 0 && imaged) {
+        memcpy(bigger.image, chunk->image, old * rows->image_dim);
+        memcpy(bigger.scale, chunk->scale, old * sizeof *chunk->scale);
+        memcpy(bigger.sum, chunk->sum, old * sizeof *chunk->sum);
+        memcpy(bigger.residual, chunk->residual, old * sizeof *chunk->residual);
+        memcpy(bigger.image_norm, chunk->image_norm, old * sizeof *chunk->image_norm);
     }
-    rows->bytes += (capacity - chunk->capacity) * (row_bytes(rows) + (imaged ? image_bytes(rows) : 0));
+    cairn_free(chunk->rows);
+    image_free(chunk);
+    rows->bytes += (capacity - old) * (row_bytes(rows) + (imaged ? image_bytes(rows) : 0));
     *chunk = bigger;
     return CAIRN_OK;
 }
@@ -145,8 +157,10 @@ static void row_image(cairn_rows *rows, size_t id, const float *row, bool finite
         if (cairn_frame_of(id) != cairn_frame_of(id - (id != 0)) || id == 0) frame_begin(rows, id);
     }
     cairn_row_chunk *chunk = &rows->chunks[id / CAIRN_CHUNK_ROWS];
+    size_t at = id % CAIRN_CHUNK_ROWS;
     if (chunk->image == NULL) return;
     if (!finite) { /* the image stays zero, and the bound sends the whole span to full precision */
+        chunk->residual[at] = INFINITY;
         rows->spans[span].residual = INFINITY;
         return;
     }
@@ -154,9 +168,7 @@ static void row_image(cairn_rows *rows, size_t id, const float *row, bool finite
     float *apart = rows->wide + rows->dim;
     int8_t values[1024];
     for (size_t i = 0; i < rows->dim; i++) apart[i] = row[i] - center[i];
-    size_t at = id % CAIRN_CHUNK_ROWS;
     float scale = cairn_scan_quantize(apart, rows->dim, values, &chunk->sum[at]);
-    chunk->scale[at] = scale;
     int8_t *image = chunk->image + at / CAIRN_SCAN_GROUP * CAIRN_SCAN_GROUP * rows->image_dim + at % 16 * 4;
     double residual = 0;
     double squares = 0;
@@ -166,10 +178,11 @@ static void row_image(cairn_rows *rows, size_t id, const float *row, bool finite
         squares += (double)values[i] * values[i];
         image[i / 4 * 64 + i % 4] = values[i];
     }
-    float up = round_up(sqrt(residual));
-    if (up > rows->spans[span].residual) rows->spans[span].residual = up;
-    up = round_up(sqrt(squares) * (double)scale);
-    if (up > rows->spans[span].image) rows->spans[span].image = up;
+    chunk->scale[at] = scale;
+    chunk->residual[at] = round_up(sqrt(residual));
+    chunk->image_norm[at] = round_up(sqrt(squares) * (double)scale);
+    if (chunk->residual[at] > rows->spans[span].residual) rows->spans[span].residual = chunk->residual[at];
+    if (chunk->image_norm[at] > rows->spans[span].image_norm) rows->spans[span].image_norm = chunk->image_norm[at];
 }
 
 static void row_added(cairn_rows *rows, size_t id)
@@ -210,12 +223,7 @@ void cairn_rows_drop_image(cairn_rows *rows, size_t upto)
         cairn_row_chunk *chunk = &rows->chunks[i];
         if (chunk->image == NULL) continue;
         rows->bytes -= chunk->capacity * image_bytes(rows);
-        cairn_free(chunk->image);
-        cairn_free(chunk->scale);
-        cairn_free(chunk->sum);
-        chunk->image = NULL;
-        chunk->scale = NULL;
-        chunk->sum = NULL;
+        image_free(chunk);
     }
 }
 

@@ -1,7 +1,7 @@
 /* scan.c - spans of rows past a batch of queries.
  *
- * The sketch, for D = 32 and 512 rows a span: 16 KiB of int8 rows, in L1 or L2 while all 64 queries of a prefill batch
- * pass over them, 8 at a time; their scores (8 x 512 floats) stay in L1 until the next 8. A score costs 2 bytes of
+ * The sketch, for D = 32 and 1024 rows a span: 32 KiB of int8 rows, in L2 while all 64 queries of a prefill batch pass
+ * over them, 4 at a time; their scores (16 KiB) stay in L1 until the next 4. A score costs 2 bytes of
  * multiply-adds at D = 32 plus its conversion, and one comparison against the query's running bar.
  *
  * The bound. With c the span's centre, l = c + l', l^ and q^ the int8 images as real numbers:
@@ -12,7 +12,6 @@
 
 #include <math.h>
 
-enum { TOGETHER = 8 };               /* queries scored per call of the kernel */
 static const float NORM_MAX = 1e18f; /* of a query, times 2e19 of a row (rows.c): no bound overflows */
 
 float cairn_rounding(uint32_t dim, float a_norm, float b_norm)
@@ -50,22 +49,6 @@ void cairn_scan_prepare(const cairn_rows *rows, cairn_index_scratch *scratch, si
     }
 }
 
-/* Scores of rows [first, first + n) as one query sees them. */
-static void consume(cairn_scan_query *query, const float *scores, size_t first, size_t n, float bias, float slack,
-                    uint32_t *over)
-{
-    cairn_choice *choice = &query->choice;
-    if (choice->want_mass) cairn_choice_weigh(choice, scores, n, bias, slack);
-    if (choice->k == 0) return;
-    /* Rows that may reach the bar: score + bias + slack >= least. In double, then down to the next float. */
-    double bar = (double)choice->least - (double)bias - (double)slack;
-    float least = (float)bar;
-    if ((double)least > bar) least = nextafterf(least, -INFINITY);
-    size_t found = choice->rows->kernels->above(scores, least, n, over);
-    for (size_t i = 0; i < found; i++)
-        cairn_choice_offer(choice, (uint32_t)(first + over[i]), scores[over[i]] + bias, slack);
-}
-
 /* What of rows [begin, end) a query has left. */
 static bool overlap(const cairn_scan_query *query, size_t begin, size_t end, size_t *a, size_t *b)
 {
@@ -97,22 +80,35 @@ static void scan_exact(const cairn_rows *rows, cairn_index_scratch *scratch, siz
                 float score = rows->kernels->dot(query->q, wide + (r - first) * rows->dim, rows->dim);
                 scores[r - a] = isnan(score) ? -INFINITY : score;
             }
-            consume(query, scores, a, b - a, 0, 0, scratch->over);
+            cairn_choice_see(&query->choice, scores, a, b - a, 0, NULL, scratch->over);
         }
     }
 }
 
+/* The largest residual and image norm of the rows of [begin, end) below hi. Rows from hi on must not count even if they
+ * are there: a query's answer, its mass and its error do not depend on what was added behind its range. */
+static cairn_row_span span_below(const cairn_rows *rows, size_t begin, size_t end, size_t hi)
+{
+    const cairn_row_chunk *chunk = &rows->chunks[begin / CAIRN_CHUNK_ROWS];
+    size_t at = begin % CAIRN_CHUNK_ROWS;
+    if (hi >= end) return rows->spans[cairn_span_of(begin)];
+    return (cairn_row_span){rows->kernels->max(chunk->residual + at, hi - begin),
+                            rows->kernels->max(chunk->image_norm + at, hi - begin)};
+}
+
 static void scan_image(const cairn_rows *rows, cairn_index_scratch *scratch, size_t n, size_t begin, size_t end,
-                       const cairn_row_span *span, float center_norm)
+                       float center_norm)
 {
     const cairn_row_chunk *chunk = &rows->chunks[begin / CAIRN_CHUNK_ROWS];
     size_t chunk_first = begin / CAIRN_CHUNK_ROWS * CAIRN_CHUNK_ROWS;
-    for (size_t i = 0; i < n; i += TOGETHER) {
+    size_t span_hi = 0; /* the hi that `span` was found for */
+    cairn_row_span span = {0};
+    for (size_t i = 0; i < n; i += CAIRN_SCAN_TOGETHER) {
         size_t first = n; /* queries and rows of this call: the hull of what is wanted */
         size_t last = 0;
         size_t low = end;
         size_t high = begin;
-        for (size_t j = i; j < n && j < i + TOGETHER; j++) {
+        for (size_t j = i; j < n && j < i + CAIRN_SCAN_TOGETHER; j++) {
             size_t a;
             size_t b;
             if (scratch->query[j].exact || !overlap(&scratch->query[j], begin, end, &a, &b)) continue;
@@ -133,10 +129,16 @@ static void scan_image(const cairn_rows *rows, cairn_index_scratch *scratch, siz
             size_t a;
             size_t b;
             if (query->exact || !overlap(query, begin, end, &a, &b)) continue;
-            float slack = query->norm * span->residual + query->residual * span->image +
-                          cairn_rounding(rows->dim, query->norm, 2 * center_norm + span->image + span->residual);
-            consume(query, scratch->scores + (j - first) * CAIRN_SPAN_ROWS + (a - scored), a, b - a, query->bias, slack,
-                    scratch->over);
+            if (span_hi != b) span = span_below(rows, begin, end, span_hi = b);
+            cairn_slack slack = {
+                .q_norm = query->norm,
+                .q_residual = query->residual,
+                .rounding = cairn_rounding(rows->dim, query->norm, 2 * center_norm + span.image_norm + span.residual),
+                .residual = chunk->residual + (a - chunk_first),
+                .image_norm = chunk->image_norm + (a - chunk_first)};
+            slack.most = query->norm * span.residual + query->residual * span.image_norm + slack.rounding;
+            const float *scores = scratch->scores + (j - first) * CAIRN_SPAN_ROWS + (a - scored);
+            cairn_choice_see(&query->choice, scores, a, b - a, query->bias, &slack, scratch->over);
         }
     }
 }
@@ -165,7 +167,7 @@ void cairn_scan(const cairn_rows *rows, cairn_index_scratch *scratch, size_t n)
             for (size_t i = 0; i < n; i++)
                 scratch->query[i].bias = rows->kernels->dot(scratch->query[i].q, center, rows->dim);
         }
-        if (image) scan_image(rows, scratch, n, begin, end, &rows->spans[span], center_norm);
+        if (image) scan_image(rows, scratch, n, begin, end, center_norm);
         scan_exact(rows, scratch, n, begin, end, !image);
     }
 }

@@ -144,10 +144,7 @@ static void accept(const cairn_sealed *sealed, const cairn_kind *kind, const cai
             return;
         }
     }
-    for (size_t i = 0; i < n; i++) {
-        if (query->choice.want_mass) cairn_choice_weigh_one(&query->choice, found[i].score);
-        cairn_choice_offer(&query->choice, found[i].id, found[i].score, 0);
-    }
+    for (size_t i = 0; i < n; i++) cairn_choice_see_one(&query->choice, found[i].id, found[i].score);
     query->choice.mass.unscored = true;
     query->from = (uint32_t)end;
 }

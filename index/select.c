@@ -74,22 +74,22 @@ static bool mass_shift(cairn_running_mass *m, float most)
     return most != INFINITY; /* an infinite score leaves an infinite sum, whatever else there is */
 }
 
-void cairn_choice_weigh(cairn_choice *c, const float *scores, size_t n, float bias, float slack)
+static void weigh(cairn_choice *c, const float *scores, size_t n, float bias, float most)
 {
     cairn_running_mass *m = &c->mass;
     const cairn_kernels *kernels = c->rows->kernels;
     if (!mass_shift(m, kernels->max(scores, n) + bias)) return;
     double sum = (double)kernels->exp_sum(scores, m->shift - bias, n);
-    if (slack > 0) {
+    if (most > 0) {
         m->image += sum;
-        m->upper += sum * exp((double)slack);
+        m->upper += sum * exp((double)most);
         m->image_rows += n;
     } else {
         m->exact += sum;
     }
 }
 
-void cairn_choice_weigh_one(cairn_choice *c, float score)
+static void weigh_one(cairn_choice *c, float score)
 {
     if (mass_shift(&c->mass, score)) c->mass.exact += exp((double)score - (double)c->mass.shift);
 }
@@ -104,9 +104,9 @@ static void mass_move(cairn_choice *c, const cairn_candidate *old, float score)
     } else if (m->shift != INFINITY) {
         double was = exp((double)old->score - (double)m->shift);
         m->image = fmax(m->image - was, 0);
-        m->upper = fmax(m->upper - was * exp((double)old->highest - (double)old->score), m->image);
+        m->upper = fmax(m->upper - was * exp((double)old->most), m->image);
     }
-    cairn_choice_weigh_one(c, score);
+    weigh_one(c, score);
 }
 
 cairn_index_mass cairn_choice_mass(const cairn_choice *c)
@@ -149,6 +149,7 @@ static void make_exact(cairn_choice *c, cairn_candidate *candidate)
     if (c->want_mass) mass_move(c, candidate, score);
     candidate->score = score;
     candidate->highest = score;
+    candidate->most = 0;
     candidate->exact = true;
     c->rescored++;
 }
@@ -183,7 +184,7 @@ static void make_room(cairn_choice *c)
     c->least = c->bounds[0];
 }
 
-void cairn_choice_offer(cairn_choice *c, uint32_t id, float score, float slack)
+static inline void offer(cairn_choice *c, uint32_t id, float score, float slack, float most)
 {
     float highest = score + slack;
     if (highest < c->least) return;
@@ -191,8 +192,36 @@ void cairn_choice_offer(cairn_choice *c, uint32_t id, float score, float slack)
         make_room(c);
         if (highest < c->least) return;
     }
-    c->candidates[c->count++] = (cairn_candidate){id, score, highest, slack == 0};
+    c->candidates[c->count++] = (cairn_candidate){id, score, highest, most, most == 0};
     bounds_push(c, score - slack);
+}
+
+void cairn_choice_see(cairn_choice *c, const float *scores, size_t first, size_t n, float bias,
+                      const cairn_slack *slack, uint32_t *over)
+{
+    float most = slack != NULL ? slack->most : 0;
+    if (c->want_mass) weigh(c, scores, n, bias, most);
+    if (c->k == 0) return;
+    /* Rows that may reach the bar: score + bias + slack >= least. In double, then down to the next float. */
+    double bar = (double)c->least - (double)bias - (double)most;
+    float least = (float)bar;
+    if ((double)least > bar) least = nextafterf(least, -INFINITY);
+    size_t found = c->rows->kernels->above(scores, least, n, over);
+    if (slack == NULL) {
+        for (size_t i = 0; i < found; i++) offer(c, (uint32_t)(first + over[i]), scores[over[i]], 0, 0);
+        return;
+    }
+    for (size_t i = 0; i < found; i++) {
+        uint32_t at = over[i];
+        float own = slack->q_norm * slack->residual[at] + slack->q_residual * slack->image_norm[at] + slack->rounding;
+        offer(c, (uint32_t)(first + at), scores[at] + bias, own, most);
+    }
+}
+
+void cairn_choice_see_one(cairn_choice *c, uint32_t id, float score)
+{
+    if (c->want_mass) weigh_one(c, score);
+    if (c->k != 0) offer(c, id, score, 0, 0);
 }
 
 static void sort_by_highest(cairn_candidate *a, uint32_t n) /* Shell's sort, best first: n is some tens */

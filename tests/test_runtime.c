@@ -157,8 +157,9 @@ static void logits_have_the_same_bits_however_the_tokens_are_cut(void **state)
         m.architecture = cases[i].architecture;
         m.type = cases[i].type;
         m.local_first = cases[i].local_first;
+        m.block_tokens = 31; /* wide enough that OpenBLAS would show another number of rows in the bits */
         use_model(fx, &m);
-        check_cuts(fx, cairn_model_shape(fx->model), cases[i].dtype, 150);
+        check_cuts(fx, cairn_model_shape(fx->model), cases[i].dtype, 230);
     }
 }
 

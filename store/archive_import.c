@@ -83,7 +83,7 @@ static cairn_status check_whole(archive_source *s, const archive *a)
 
 /* Second walk: into a context of another name, so that `name` is there whole or not at all. What is copied is checked
  * again as it is read: the file may have changed in between. */
-static cairn_status copy_blocks(archive_source *s, const archive *a, cairn_writer *writer)
+static cairn_status copy_blocks(archive_source *s, const archive *a, cairn_store *store, cairn_writer *writer)
 {
     size_t group = ARCHIVE_BATCH_BYTES / a->block_bytes + 1;
     if (group > a->info.blocks) group = (size_t)a->info.blocks;
@@ -110,6 +110,7 @@ static cairn_status copy_blocks(archive_source *s, const archive *a, cairn_write
                                  landmarks + n * landmark_bytes, tiles + n * tiles_bytes);
         }
         if (st == CAIRN_OK) st = cairn_writer_commit(writer, data, n, NULL, 0, NULL);
+        store_trim_data(&store->env->data);
         if (st == CAIRN_OK) st = archive_report(s->progress, s->arg, s->done, s->total, s->path);
     }
     if (st == CAIRN_OK) st = check_end(s);
@@ -134,7 +135,7 @@ static cairn_status copy_into(cairn_store *store, archive_source *s, const archi
     if (st != CAIRN_OK && st != CAIRN_NOT_FOUND) return st;
     if ((st = cairn_context_create(store, unfinished, &id)) != CAIRN_OK) return st;
     st = cairn_writer_begin(store, unfinished, &writer);
-    if (st == CAIRN_OK) st = copy_blocks(s, a, writer);
+    if (st == CAIRN_OK) st = copy_blocks(s, a, store, writer);
     cairn_writer_end(writer);
     if (st == CAIRN_OK) st = cairn_context_rename(store, unfinished, name);
     if (st == CAIRN_OK) return st;

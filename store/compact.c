@@ -16,7 +16,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-enum { COMMIT_BYTES = 2 << 20, BATCH_BYTES = 16 << 20 };
+enum { COMMIT_BYTES = 2 << 20, TRIM_COMMITS = 8, BATCH_BYTES = 16 << 20 };
 
 typedef struct piece { /* blocks that stay together */
     uint64_t segment;
@@ -45,6 +45,7 @@ typedef struct compaction {
     store_data fresh;
     MDB_txn *txn;
     size_t pending; /* bytes in txn */
+    size_t commits;
     uint64_t done, total;
     bool (*progress)(void *, uint64_t, uint64_t);
     void *arg;
@@ -105,7 +106,7 @@ static int by_place(const void *a, const void *b)
 static void unite(compaction *c)
 {
     size_t n = 0;
-    qsort(c->pieces, c->pieces_n, sizeof *c->pieces, by_place);
+    if (c->pieces_n > 1) qsort(c->pieces, c->pieces_n, sizeof *c->pieces, by_place);
     for (size_t i = 0; i < c->pieces_n; i++) {
         piece p = c->pieces[i];
         piece *last = n > 0 ? &c->pieces[n - 1] : NULL;
@@ -188,6 +189,10 @@ static cairn_status commit(compaction *c)
     int rc = mdb_txn_commit(c->txn);
     c->txn = NULL;
     c->pending = 0;
+    if (++c->commits % TRIM_COMMITS == 0) { /* tree pages of both, with what fault-around maps beside them */
+        store_trim_data(&c->fresh);
+        store_trim_data(&c->store->env->data);
+    }
     return rc == 0 ? CAIRN_OK : store_lmdb_fail(&c->fresh, rc, "compacting");
 }
 

@@ -64,21 +64,25 @@ struct cairn_fetch {
 
 /* ---- tree pages in our memory ---- */
 
+void store_trim_data(const store_data *data)
+{
+    madvise((void *)data->base, data->map_bytes, MADV_DONTNEED);
+}
+
 void store_trim_map(cairn_store *store)
 {
     enum { LOOKS = 128, GROWTH = 16 << 20 };
     static atomic_uint looks;
-    static atomic_uint_fast64_t floor_bytes;
+    static atomic_uint_fast64_t after_last; /* what mapped files held, all of them */
     if (atomic_fetch_add_explicit(&looks, 1, memory_order_relaxed) % LOOKS != LOOKS - 1) return;
     uint64_t now = cairn_file_rss_bytes();
-    uint64_t floor_now = atomic_load(&floor_bytes);
-    if (now >= floor_now && now - floor_now <= GROWTH) return;
-    if (now > floor_now) {
-        const store_data *data = &store->env->data;
-        madvise((void *)data->base, data->map_bytes, MADV_DONTNEED);
+    uint64_t then = atomic_load(&after_last);
+    if (now >= then && now - then <= GROWTH) return;
+    if (now > then) {
+        store_trim_data(&store->env->data);
         now = cairn_file_rss_bytes();
     }
-    atomic_store(&floor_bytes, now);
+    atomic_store(&after_last, now);
 }
 
 /* ---- life ---- */

@@ -407,6 +407,116 @@ static void a_needle_in_a_million_tokens_is_found_at_any_depth_at_bounded_positi
     world_wipe(&w);
 }
 
+/* ---- indexes over stored blocks ---- */
+
+enum { INDEXED_HEADS = 4, INDEXED_K = 5, INDEXED_ROWS = 6 };
+
+static void indexed_world(world *w, test_random *r, size_t old)
+{
+    world_spec spec = {2, INDEXED_HEADS, 2, 16, 3, CAIRN_POSITION_CLAMPED, true, true, old * 4 + INDEXED_ROWS};
+    world_init(w, r, &spec);
+    w->shape.clamp_blocks = 3;
+    w->shape.window_blocks = 1;
+}
+
+/* How many of the best K blocks below `old`, by this file's own gates, the session named; all rows, heads, layers. */
+static double recall(const world *w, const record *rec, size_t old)
+{
+    size_t found = 0, wanted = 0;
+    for (uint32_t l = 0; l < w->shape.layers; l++) {
+        for (size_t i = old * 4 * INDEXED_HEADS; i < w->rows * INDEXED_HEADS; i++) {
+            double out[16];
+            twin_result all;
+            size_t candidates = i / INDEXED_HEADS / 4 - w->shape.window_blocks;
+            twin_clamped(w, l, i / INDEXED_HEADS, (uint32_t)(i % INDEXED_HEADS), NULL, out, &all);
+            for (size_t k = 0; k < INDEXED_K; k++) {
+                size_t best = 0;
+                for (size_t b = 1; b < candidates; b++)
+                    if (all.gates[b] >= all.gates[best]) best = b;
+                all.gates[best] = -1.0;
+                wanted++;
+                for (size_t x = 0; x < INDEXED_K; x++) found += rec->picked[l][i * INDEXED_K + x] == (int64_t)best;
+            }
+        }
+    }
+    return (double)found / (double)wanted;
+}
+
+/* And the output is attention over just what it named. */
+static void expect_output_of_the_choice(const world *w, const record *rec, size_t old)
+{
+    for (uint32_t l = 0; l < w->shape.layers; l++) {
+        for (size_t i = old * 4 * INDEXED_HEADS; i < w->rows * INDEXED_HEADS; i++) {
+            uint8_t visible[512] = {0};
+            double out[16];
+            size_t own = i / INDEXED_HEADS / 4;
+            for (size_t b = own - w->shape.window_blocks; b < own; b++) visible[b] = 1;
+            for (size_t x = 0; x < INDEXED_K; x++) {
+                assert_in_range(rec->picked[l][i * INDEXED_K + x], 0, own - w->shape.window_blocks - 1);
+                visible[rec->picked[l][i * INDEXED_K + x]] = 1;
+            }
+            twin_clamped(w, l, i / INDEXED_HEADS, (uint32_t)(i % INDEXED_HEADS), visible, out, NULL);
+            for (size_t d = 0; d < 16; d++) assert_near(rec->out[l][i * 16 + d], out[d], f32_tolerance);
+        }
+    }
+}
+
+static double run_indexed(const world *w, cairn_store *store, const char *name, const char *kind, size_t old)
+{
+    record rec;
+    test_random r = {5};
+    record_init(&rec, w, INDEXED_K);
+    session_spec spec = {.contexts = &name, .n = 1, .top_k = INDEXED_K, .index_kind = kind};
+    cairn_session *s = world_session(w, store, &spec);
+    assert_int_equal(cairn_session_slot(s), old * 4);
+    world_feed(w, s, old * 4, w->rows, 0, &r, &rec);
+    cairn_session_info info;
+    cairn_session_info_get(s, &info);
+    assert_string_equal(info.warning, "");
+    cairn_session_end(s);
+    expect_output_of_the_choice(w, &rec, old);
+    double share = recall(w, &rec, old);
+    print_message("  %-12s recall %.3f (%s)\n", name, share, info.index);
+    record_wipe(&rec);
+    return share;
+}
+
+static void indexed_blocks_the_unindexed_end_and_a_forks_part_of_a_segment_are_all_searched(void **state)
+{
+    (void)state;
+    enum { INDEXED = 330, OLD = 420, FORKED = 200 };
+    static const struct {
+        const char *kind;
+        double least;
+    } kinds[] = {{"scan", 1.0}, {"exact", 1.0}, {"flat", 1.0}, {"sq8", 0.9}, {"ivf:nprobe=64", 0.95}, {"hnsw", 0.9}};
+    test_random r = {50};
+    world w;
+    indexed_world(&w, &r, OLD);
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
+        char *dir = test_make_dir();
+        cairn_store *store = world_store(&w, dir, "store", CAIRN_F32);
+        assert_ok(cairn_context_create(store, "text", NULL));
+        world_write_blocks(&w, store, "text", 0, INDEXED);
+        assert_ok(cairn_context_reindex(store, &w.shape, "text", kinds[i].kind, NULL, NULL));
+        world_write_blocks(&w, store, "text", INDEXED, OLD - INDEXED); /* after the index was made */
+        print_message("  %s\n", kinds[i].kind);
+        assert_true(run_indexed(&w, store, "text", NULL, OLD) >= kinds[i].least);
+        /* a fork inside the indexed part, with blocks of its own */
+        assert_ok(cairn_context_fork(store, "text", "fork", (uint64_t)FORKED * 3, NULL));
+        world_write_blocks(&w, store, "fork", FORKED, 20);
+        world part;
+        test_random again = {50};
+        indexed_world(&part, &again, OLD); /* the same rows, ended earlier */
+        memcpy(part.ids, w.ids, w.rows * sizeof *w.ids);
+        part.rows = (FORKED + 20) * 4 + INDEXED_ROWS;
+        assert_true(run_indexed(&part, store, "fork", NULL, FORKED + 20) >= kinds[i].least);
+        world_wipe(&part);
+        cairn_store_close(store);
+        test_remove_dir(dir);
+    }
+    world_wipe(&w);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -419,6 +529,7 @@ int main(void)
         cmocka_unit_test(one_row_makes_the_head_scope_and_one_head_the_token_scope_the_plain_one),
         cmocka_unit_test(only_the_newest_c_blocks_count_however_long_the_stream_before_them),
         cmocka_unit_test(a_needle_in_a_million_tokens_is_found_at_any_depth_at_bounded_positions),
+        cmocka_unit_test(indexed_blocks_the_unindexed_end_and_a_forks_part_of_a_segment_are_all_searched),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -286,6 +286,48 @@ static void a_fresh_session_over_one_context_sees_it_as_old_and_leaves_it_alone(
     world_wipe(&a.w);
 }
 
+/* Stingy positions know slots, not ages: attached blocks are the cache the first chunk finds. */
+static void attached_blocks_fill_the_papers_slots_like_cached_ones(void **state)
+{
+    fixture *fx = *state;
+    for (int n = 0; n < 4; n++) {
+        world w;
+        record rec;
+        world_random(&w, &fx->r, CAIRN_POSITION_STINGY, 9);
+        size_t old = 1 + 2 * (size_t)n, slots = world_slots(&w), heads = w.shape.heads; /* fewer than k, and more */
+        record_init(&rec, &w, 3);
+        new_store(fx, &w, "one");
+        assert_ok(cairn_context_create(fx->store, "two", NULL));
+        world_write_blocks(&w, fx->store, "one", 0, old / 2);
+        world_write_blocks(&w, fx->store, "two", old / 2, old - old / 2);
+        const char *const names[] = {"one", "two"};
+        cairn_session *s = world_session(&w, fx->store, &(session_spec){.contexts = names, .n = 2, .top_k = 3});
+        for (size_t at = old * slots; at < w.rows;) {
+            size_t rows = 1 + test_random_below(&fx->r, (uint32_t)(2 * slots));
+            if (rows > w.rows - at) rows = w.rows - at;
+            world_feed(&w, s, at, at + rows, rows, &fx->r, &rec);
+            for (uint32_t l = 0; l < w.shape.layers; l++) {
+                int64_t *picked = malloc(rows * heads * 3 * sizeof *picked);
+                int32_t *placed = malloc(rows * heads * 3 * sizeof *placed);
+                double *out = malloc(rows * world_width(&w) * sizeof *out);
+                assert_true(picked != NULL && placed != NULL && out != NULL);
+                twin_stingy(&w, l, at, rows, CAIRN_SCOPE_TOKEN_HEAD, 3, 0, false, picked, placed, out);
+                for (size_t i = 0; i < rows * heads * 3; i++)
+                    if (picked[i] >= 0) assert_int_equal(rec.slots[l][at * heads * 3 + i], placed[i]);
+                for (size_t i = 0; i < rows * world_width(&w); i++)
+                    assert_near(rec.out[l][at * world_width(&w) + i], out[i], 1e-4);
+                free(picked);
+                free(placed);
+                free(out);
+            }
+            at += rows;
+        }
+        cairn_session_end(s);
+        record_wipe(&rec);
+        world_wipe(&w);
+    }
+}
+
 /* A context shorter than a block: its tail, closed early by a landmark at offset C, is one more old block. */
 static void an_early_closed_tail_is_one_more_old_block_of_fewer_tokens(void **state)
 {
@@ -627,6 +669,7 @@ int main(void)
         semantics_test(a_fork_shares_the_past_and_parts_there_and_neither_sees_the_others_future),
         semantics_test(several_contexts_are_old_blocks_of_a_stream_of_the_sessions_own),
         semantics_test(a_fresh_session_over_one_context_sees_it_as_old_and_leaves_it_alone),
+        semantics_test(attached_blocks_fill_the_papers_slots_like_cached_ones),
         semantics_test(an_early_closed_tail_is_one_more_old_block_of_fewer_tokens),
         semantics_test(an_early_closed_session_cannot_be_committed_and_adoption_comes_before_the_first_row),
         semantics_test(layers_that_are_not_stored_are_refilled_and_go_on_bit_for_bit),

@@ -319,26 +319,27 @@ cairn_status cairn_gguf_put_tensor(cairn_gguf_writer *w, const char *name, cairn
 
 /* ---- the file ---- */
 
-static bool put_padded(FILE *f, const void *data, size_t n)
+static bool put_bytes(FILE *f, const void *data, size_t n)
 {
-    static const uint8_t zeros[ALIGNMENT];
-    return fwrite(data, 1, n, f) == n && fwrite(zeros, 1, padded(n) - n, f) == padded(n) - n;
+    return n == 0 || fwrite(data, 1, n, f) == n; /* an empty part has no address */
 }
 
 static bool write_all(const cairn_gguf_writer *w, FILE *f)
 {
+    static const uint8_t zeros[ALIGNMENT];
     uint8_t header[24] = "GGUF";
     cairn_put_le32(header + 4, 3);
     cairn_put_le64(header + 8, w->n_tensors);
     cairn_put_le64(header + 16, w->n_values);
-    if (fwrite(header, 1, sizeof header, f) != sizeof header) return false;
-    if (fwrite(w->values.data, 1, w->values.n, f) != w->values.n) return false;
-    if (fwrite(w->tensors.data, 1, w->tensors.n, f) != w->tensors.n) return false;
     size_t n = sizeof header + w->values.n + w->tensors.n;
-    static const uint8_t zeros[ALIGNMENT];
-    if (fwrite(zeros, 1, padded(n) - n, f) != padded(n) - n) return false;
-    for (size_t i = 0; i < w->n_tensors; i++)
-        if (!put_padded(f, w->data[i].data, w->data[i].bytes)) return false;
+    if (!put_bytes(f, header, sizeof header)) return false;
+    if (!put_bytes(f, w->values.data, w->values.n)) return false;
+    if (!put_bytes(f, w->tensors.data, w->tensors.n)) return false;
+    if (!put_bytes(f, zeros, padded(n) - n)) return false;
+    for (size_t i = 0; i < w->n_tensors; i++) {
+        n = w->data[i].bytes;
+        if (!put_bytes(f, w->data[i].data, n) || !put_bytes(f, zeros, padded(n) - n)) return false;
+    }
     return true;
 }
 

@@ -11,56 +11,39 @@ enum { MANY_QUERIES = 16 }; /* from here on the arithmetic outweighs the bytes *
 
 /* ---- scores ---- */
 
-/* QB queries x TB = VL / QB keys: VL vectors of partial sums, one tree, VL scores. n < TB keys when not `full`. */
-INLINE void score_block(const int QB, const bool full, cairn_dtype dtype, const char *keys, size_t stride, size_t dim,
-                        const float *const *q, size_t n, float *scores, size_t ld)
+/* QB queries x TB = VL / QB keys: VL vectors of partial sums, one tree, VL scores. dim is a multiple of VL. */
+INLINE void score_block(const int QB, cairn_dtype dtype, const char *keys, size_t stride, size_t dim,
+                        const float *const *q, float *scores, size_t ld)
 {
     const int TB = VL / QB;
     vf sum[VL], query[4];
 #pragma GCC unroll 16
     for (int i = 0; i < VL; i++) sum[i] = v_zero();
-    size_t d = 0;
-    for (; d + VL <= dim; d += VL) {
+    for (size_t d = 0; d < dim; d += VL) {
 #pragma GCC unroll 4
         for (int i = 0; i < QB; i++) query[i] = v_load(q[i] + d);
 #pragma GCC unroll 16
         for (int t = 0; t < TB; t++) {
-            if (!full && (size_t)t >= n) continue;
             vf key = v_load_as(keys + (size_t)t * stride, dtype, d);
-#pragma GCC unroll 4
-            for (int i = 0; i < QB; i++) sum[i * TB + t] = v_fma(key, query[i], sum[i * TB + t]);
-        }
-    }
-    if (d < dim) {
-#pragma GCC unroll 4
-        for (int i = 0; i < QB; i++) query[i] = v_load_n(q[i] + d, dim - d);
-#pragma GCC unroll 16
-        for (int t = 0; t < TB; t++) {
-            if (!full && (size_t)t >= n) continue;
-            vf key = v_load_as_n(keys + (size_t)t * stride, dtype, d, dim - d);
 #pragma GCC unroll 4
             for (int i = 0; i < QB; i++) sum[i * TB + t] = v_fma(key, query[i], sum[i * TB + t]);
         }
     }
     float block[VL];
     v_store(block, v_reduce(sum));
-    size_t count = full ? (size_t)TB : n;
 #pragma GCC unroll 4
-    for (int i = 0; i < QB; i++) memcpy(scores + (size_t)i * ld, block + i * TB, count * sizeof(float));
+    for (int i = 0; i < QB; i++) memcpy(scores + (size_t)i * ld, block + i * TB, (size_t)TB * sizeof(float));
 }
 
-/* QB queries against all keys. The last block overlaps the one before it instead of running short. */
+/* QB queries against all keys, at least VL of them. The last block overlaps the one before it instead of running short:
+ * a score has the same bits whichever block it comes from. */
 INLINE void score_queries(const int QB, cairn_dtype dtype, const char *keys, size_t stride, size_t tokens, size_t dim,
                           const float *const *q, float *scores, size_t ld)
 {
     const size_t TB = (size_t)(VL / QB);
-    if (tokens < TB) {
-        score_block(QB, false, dtype, keys, stride, dim, q, tokens, scores, ld);
-        return;
-    }
     for (size_t t = 0; t < tokens; t += TB) {
         if (t + TB > tokens) t = tokens - TB;
-        score_block(QB, true, dtype, keys + t * stride, stride, dim, q, TB, scores + t, ld);
+        score_block(QB, dtype, keys + t * stride, stride, dim, q, scores + t, ld);
     }
 }
 
@@ -76,14 +59,61 @@ INLINE void score_rows(cairn_dtype dtype, const char *keys, size_t tokens, size_
     if (i < nq) score_queries(1, dtype, keys, stride, tokens, dim, q + i, scores + i * ld, ld);
 }
 
-/* The rows as f32 in the scratch, so that many queries share one conversion: exact, so no bit changes. */
-INLINE void score_widened(cairn_dtype dtype, const char *keys, size_t tokens, size_t dim, size_t nq,
-                          const float *const *q, float *scores, size_t ld, float *rows)
+/* The queries as rows of whole vectors, zeros behind their end, the q8 key scales folded in: (q * scale) . int8. */
+static void pad_queries(const cairn_tile *tile, size_t nq, const float *const *q, size_t wide, const float **out,
+                        float *to)
 {
+    size_t dim = tile->head_dim;
+    for (size_t i = 0; i < nq; i++, to += wide) {
+        for (size_t d = 0; d < dim; d += VL) {
+            size_t n = dim - d < VL ? dim - d : VL;
+            vf x = v_load_n(q[i] + d, n);
+            v_store(to + d, tile->dtype == CAIRN_Q8 ? v_mul(x, v_load_n(tile->key_scales + d, n)) : x);
+        }
+        out[i] = to;
+    }
+}
+
+/* n rows as f32 of whole vectors, zeros behind their end. */
+INLINE void pad_keys_as(cairn_dtype dtype, const char *keys, size_t n, size_t dim, size_t wide, float *out)
+{
+    if (dim == wide) {
+        widen_as(out, keys, dtype, n * dim);
+        return;
+    }
+    for (size_t t = 0; t < n; t++, keys += dim * cairn_dtype_size(dtype), out += wide)
+        for (size_t d = 0; d < dim; d += VL) v_store(out + d, v_load_as_n(keys, dtype, d, dim - d < VL ? dim - d : VL));
+}
+static void pad_keys(cairn_dtype dtype, const char *keys, size_t n, size_t dim, size_t wide, float *out)
+{
+    switch (dtype) {
+    case CAIRN_F32: pad_keys_as(CAIRN_F32, keys, n, dim, wide, out); break;
+    case CAIRN_F16: pad_keys_as(CAIRN_F16, keys, n, dim, wide, out); break;
+    case CAIRN_BF16: pad_keys_as(CAIRN_BF16, keys, n, dim, wide, out); break;
+    case CAIRN_Q8: pad_keys_as(CAIRN_Q8, keys, n, dim, wide, out); break;
+    }
+}
+
+/* Through f32 rows in the scratch: when many queries share one conversion, and for shapes the blocks do not fit
+ * (head_dim not a multiple of VL, fewer than VL rows). Conversion is exact, so no bit changes. */
+static void score_padded(const cairn_tile *tile, size_t nq, const float *const *q, float *scores, size_t ld,
+                         const tile_scratch *scratch, size_t wide)
+{
+    size_t tokens = tile->tokens, dim = tile->head_dim, row_bytes = dim * cairn_dtype_size(tile->dtype);
     for (size_t t = 0, n; t < tokens; t += n) {
         n = tokens - t < TILE_ROWS ? tokens - t : TILE_ROWS;
-        widen_as(rows, keys + t * dim * cairn_dtype_size(dtype), dtype, n * dim);
-        score_rows(CAIRN_F32, (const char *)rows, n, dim, nq, q, scores + t, ld);
+        pad_keys(tile->dtype, (const char *)tile->keys + t * row_bytes, n, dim, wide, scratch->rows);
+        if (n >= VL) {
+            score_rows(CAIRN_F32, (const char *)scratch->rows, n, wide, nq, q, scores + t, ld);
+            continue;
+        }
+        memset(scratch->rows + n * wide, 0, (VL - n) * wide * sizeof(float));
+        for (size_t i = 0; i < nq; i += 4) {
+            float some[4 * VL];
+            size_t m = nq - i < 4 ? nq - i : 4;
+            score_rows(CAIRN_F32, (const char *)scratch->rows, VL, wide, m, q + i, some, VL);
+            for (size_t j = 0; j < m; j++) memcpy(scores + (i + j) * ld + t, some + j * VL, n * sizeof(float));
+        }
     }
 }
 
@@ -91,30 +121,22 @@ INLINE void score_widened(cairn_dtype dtype, const char *keys, size_t tokens, si
 static void score_tile(const cairn_tile *tile, size_t nq, const float *const *q, float *scores, size_t ld,
                        const tile_scratch *scratch)
 {
-    size_t tokens = tile->tokens, dim = tile->head_dim;
-    const bool widened = nq >= MANY_QUERIES;
-    const float *folded[TILE_QUERIES];
-    if (tile->dtype == CAIRN_Q8) { /* (q * scale) . int8: the scales of the channels go into the query once */
-        for (size_t i = 0; i < nq; i++) {
-            float *to = scratch->queries + i * dim;
-            size_t d = 0;
-            for (; d + VL <= dim; d += VL) v_store(to + d, v_mul(v_load(q[i] + d), v_load(tile->key_scales + d)));
-            if (d < dim)
-                v_store_n(to + d, v_mul(v_load_n(q[i] + d, dim - d), v_load_n(tile->key_scales + d, dim - d)), dim - d);
-            folded[i] = to;
-        }
-        q = folded;
+    size_t tokens = tile->tokens, dim = tile->head_dim, wide = (dim + VL - 1) / VL * VL;
+    const float *padded[TILE_QUERIES];
+    if (tile->dtype == CAIRN_Q8 || wide != dim) {
+        pad_queries(tile, nq, q, wide, padded, scratch->queries);
+        q = padded;
     }
-#define SCORE_AS(DTYPE)                                                                                                \
-    widened ? score_widened(DTYPE, tile->keys, tokens, dim, nq, q, scores, ld, scratch->rows)                          \
-            : score_rows(DTYPE, tile->keys, tokens, dim, nq, q, scores, ld)
+    if (wide != dim || tokens < VL || (nq >= MANY_QUERIES && tile->dtype != CAIRN_F32)) {
+        score_padded(tile, nq, q, scores, ld, scratch, wide);
+        return;
+    }
     switch (tile->dtype) {
     case CAIRN_F32: score_rows(CAIRN_F32, tile->keys, tokens, dim, nq, q, scores, ld); break;
-    case CAIRN_F16: SCORE_AS(CAIRN_F16); break;
-    case CAIRN_BF16: SCORE_AS(CAIRN_BF16); break;
-    case CAIRN_Q8: SCORE_AS(CAIRN_Q8); break;
+    case CAIRN_F16: score_rows(CAIRN_F16, tile->keys, tokens, dim, nq, q, scores, ld); break;
+    case CAIRN_BF16: score_rows(CAIRN_BF16, tile->keys, tokens, dim, nq, q, scores, ld); break;
+    case CAIRN_Q8: score_rows(CAIRN_Q8, tile->keys, tokens, dim, nq, q, scores, ld); break;
     }
-#undef SCORE_AS
 }
 
 /* ---- mix ---- */
@@ -160,7 +182,9 @@ INLINE void mix_queries(const int QB, const int WIDE, cairn_dtype dtype, const c
     if (WIDE > 2)
         for (; d + 2 * VL <= dim; d += 2 * VL) mix_block(QB, 2, true, dtype, values, stride, tokens, d, VL, p, ld, out);
     for (; d + VL <= dim; d += VL) mix_block(QB, 1, true, dtype, values, stride, tokens, d, VL, p, ld, out);
-    if (d < dim) mix_block(QB, 1, false, dtype, values, stride, tokens, d, dim - d, p, ld, out);
+    if (d < dim)
+        for (size_t i = 0; i < (size_t)QB; i++)
+            mix_block(1, 1, false, dtype, values, stride, tokens, d, dim - d, p + i * ld, ld, out + i);
 }
 
 INLINE void mix_rows(cairn_dtype dtype, const char *values, size_t tokens, size_t dim, size_t nq, const float *p,
@@ -239,21 +263,33 @@ INLINE void announce(const void *data, size_t bytes)
     for (size_t i = 0; i < bytes; i += 128) _mm_prefetch((const char *)data + i, _MM_HINT_T1);
 }
 
+/* Step by step over all rows rather than row by row: each step is short and its rows are independent, so that several
+ * are under way at once; a row's own chain (greatest, exp, sum, quotient) is 150 cycles long. */
+static void softmax_rows(const cairn_tile *tile, size_t n, float *p, size_t ld, const float *weight, float *lse)
+{
+    size_t tokens = tile->tokens;
+    float most[TILE_QUERIES], sum[TILE_QUERIES];
+    for (size_t i = 0; i < n; i++) most[i] = greatest(p + i * ld, tokens);
+    for (size_t i = 0; i < n; i++) sum[i] = exp_pass(p + i * ld, p + i * ld, most[i], tokens);
+    for (size_t i = 0; i < n; i++) fold_value_scales(tile, p + i * ld, weight[i] / sum[i], p + i * ld);
+    if (lse != NULL)
+        for (size_t i = 0; i < n; i++) lse[i] = most[i] + logf(sum[i]);
+}
+
 static void tile_attend(const cairn_tile *tile, size_t nq, const float *const *q, const float *weight,
                         float *const *out, float *lse, void *scratch)
 {
     size_t tokens = tile->tokens, bytes = tokens * tile->head_dim * cairn_dtype_size(tile->dtype);
+    if (tokens == 0) {
+        for (size_t i = 0; lse != NULL && i < nq; i++) lse[i] = -INFINITY;
+        return;
+    }
     tile_scratch s = tile_scratch_over(scratch, tokens, tile->head_dim);
     if (nq < MANY_QUERIES) announce(tile->keys, bytes), announce(tile->values, bytes);
     for (size_t i = 0, n; i < nq; i += n) {
         n = nq - i < TILE_QUERIES ? nq - i : TILE_QUERIES;
-        if (tokens > 0) score_tile(tile, n, q + i, s.p, s.p_ld, &s);
-        for (size_t j = 0; j < n; j++) {
-            float *row = s.p + j * s.p_ld, most = max(row, tokens);
-            float sum = exp_shift(row, most, tokens);
-            if (lse != NULL) lse[i + j] = most + logf(sum); /* -inf for no tokens */
-            fold_value_scales(tile, row, weight[i + j] / sum, row);
-        }
-        if (tokens > 0) mix_tile(tile, n, s.p, s.p_ld, out + i);
+        score_tile(tile, n, q + i, s.p, s.p_ld, &s);
+        softmax_rows(tile, n, s.p, s.p_ld, weight + i, lse != NULL ? lse + i : NULL);
+        mix_tile(tile, n, s.p, s.p_ld, out + i);
     }
 }

@@ -81,7 +81,7 @@ static void scale(float *x, float alpha, size_t n)
     if (i < n) v_store_n(x + i, v_mul(a, v_load_n(x + i, n - i)), n - i);
 }
 
-static float max(const float *x, size_t n)
+INLINE float greatest(const float *x, size_t n)
 {
     vf m0 = v_set(-INFINITY), m1 = m0; /* v_max keeps its second operand when the first is nan */
     size_t i = 0;
@@ -92,6 +92,10 @@ static float max(const float *x, size_t n)
     for (; i + VL <= n; i += VL) m0 = v_max(v_load(x + i), m0);
     if (i < n) m1 = v_max(v_or_least(v_load_n(x + i, n - i), n - i), m1);
     return v_greatest(v_max(m0, m1));
+}
+static float max(const float *x, size_t n)
+{
+    return greatest(x, n);
 }
 
 INLINE float exp_pass(const float *x, float *out, float shift, size_t n)

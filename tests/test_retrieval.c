@@ -461,18 +461,20 @@ static void expect_output_of_the_choice(const world *w, const record *rec, size_
     }
 }
 
+/* The session takes the kind the context was indexed with. */
 static double run_indexed(const world *w, cairn_store *store, const char *name, const char *kind, size_t old)
 {
     record rec;
     test_random r = {5};
     record_init(&rec, w, INDEXED_K);
-    session_spec spec = {.contexts = &name, .n = 1, .top_k = INDEXED_K, .index_kind = kind};
+    session_spec spec = {.contexts = &name, .n = 1, .top_k = INDEXED_K};
     cairn_session *s = world_session(w, store, &spec);
     assert_int_equal(cairn_session_slot(s), old * 4);
     world_feed(w, s, old * 4, w->rows, 0, &r, &rec);
     cairn_session_info info;
     cairn_session_info_get(s, &info);
     assert_string_equal(info.warning, "");
+    if (strncmp(info.index, kind, strlen(kind)) != 0) fail_msg("indexed as %s, searched as %s", kind, info.index);
     cairn_session_end(s);
     expect_output_of_the_choice(w, &rec, old);
     double share = recall(w, &rec, old);
@@ -500,7 +502,7 @@ static void indexed_blocks_the_unindexed_end_and_a_forks_part_of_a_segment_are_a
         assert_ok(cairn_context_reindex(store, &w.shape, "text", kinds[i].kind, NULL, NULL));
         world_write_blocks(&w, store, "text", INDEXED, OLD - INDEXED); /* after the index was made */
         print_message("  %s\n", kinds[i].kind);
-        assert_true(run_indexed(&w, store, "text", NULL, OLD) >= kinds[i].least);
+        assert_true(run_indexed(&w, store, "text", kinds[i].kind, OLD) >= kinds[i].least);
         /* a fork inside the indexed part, with blocks of its own */
         assert_ok(cairn_context_fork(store, "text", "fork", (uint64_t)FORKED * 3, NULL));
         world_write_blocks(&w, store, "fork", FORKED, 20);
@@ -509,7 +511,7 @@ static void indexed_blocks_the_unindexed_end_and_a_forks_part_of_a_segment_are_a
         indexed_world(&part, &again, OLD); /* the same rows, ended earlier */
         memcpy(part.ids, w.ids, w.rows * sizeof *w.ids);
         part.rows = (FORKED + 20) * 4 + INDEXED_ROWS;
-        assert_true(run_indexed(&part, store, "fork", NULL, FORKED + 20) >= kinds[i].least);
+        assert_true(run_indexed(&part, store, "fork", kinds[i].kind, FORKED + 20) >= kinds[i].least);
         world_wipe(&part);
         cairn_store_close(store);
         test_remove_dir(dir);

@@ -223,6 +223,15 @@ static void load_files(landmark_set *set, attn_part *part, cairn_store *store, c
                  (unsigned long long)info->id, cairn_last_error());
 }
 
+/* Kind of the last part; "" if no layer retrieves. */
+static const char *last_kind(const landmark_set *set)
+{
+    const attn_part *part = &set->parts[set->n_parts - 1];
+    for (size_t i = 0; i < n_heads(set); i++)
+        if (part->index[i] != NULL) return cairn_index_kind(part->index[i]);
+    return "";
+}
+
 static cairn_status load_range(landmark_set *set, loader *load, cairn_store *store, cairn_snapshot *snap,
                                const stored_range *range, const char *kind)
 {
@@ -231,7 +240,9 @@ static cairn_status load_range(landmark_set *set, loader *load, cairn_store *sto
     if (st != CAIRN_OK) return st;
     bool files = kind == NULL && info.generation != 0 && !cairn_index_is_scan(info.index_made);
     bool asked = kind != NULL && !cairn_index_is_scan(kind);
-    const char *use = files ? info.index_made : kind != NULL && *kind != 0 ? kind : "scan";
+    bool made =
+        kind == NULL && info.generation != 0 && *info.index_made != 0; /* "exact" has no files, yet is a choice */
+    const char *use = made ? info.index_made : kind != NULL && *kind != 0 ? kind : "scan";
     uint32_t first = range->block;
     uint32_t count = (uint32_t)range->count;
     if (files || asked) { /* the sealed part counts rows from the segment's start */
@@ -239,7 +250,7 @@ static cairn_status load_range(landmark_set *set, loader *load, cairn_store *sto
         count = range->block + (uint32_t)range->count;
         if (files && info.index_blocks > count) count = info.index_blocks;
         if ((st = part_push(set, range->first, range->block, use, false)) != CAIRN_OK) return st;
-    } else if (set->n_parts == 0 || !set->pooled[set->n_parts - 1]) {
+    } else if (set->n_parts == 0 || !set->pooled[set->n_parts - 1] || strcmp(last_kind(set), use) != 0) {
         if ((st = part_push(set, range->first, 0, use, true)) != CAIRN_OK) return st;
     }
     load->part = &set->parts[set->n_parts - 1];

@@ -1,8 +1,11 @@
 /* fetch_tier.c - the RAM tier: slots of whole pages that keep tiles by decayed attention mass.
  *
- * Mass halves while TIER_HALF_LIFE times as many tiles are asked for as the tier holds. Decay multiplies everything
- * alike, so it never changes an order: instead of ageing every slot, new mass is written down larger by the age of
- * the tier ("forward decay", Cormode et al. 2009), in logarithms so that nothing overflows:
+ * Mass halves while TIER_HALF_LIFE times as many tiles are asked for as the tier holds. In simulated decoding (drifting
+ * scores, top 16 of 1000 blocks, 8 heads, tiers of 300 to 1500 tiles) half a tier was at most 0.8 points of hits behind
+ * least-recently-used and up to 2.3 ahead; a memory four times as long won 7 where scores stand still and lost 12 where
+ * they drift. Decay multiplies everything alike, so it never changes an order: instead of ageing every slot, new mass
+ * is written down larger by the age of the tier ("forward decay", Cormode et al. 2009), in logarithms so that nothing
+ * overflows:
  *   heat = log2(mass) + age,   heat + m at a later age = log2(2^(heat - age) + m) + age.
  * The coldest slot is the top of a heap. Slots of the batch under way are pinned: they are in no heap.
  *
@@ -21,7 +24,7 @@
 enum { TIER_SLOT_COST = 144, TIER_CHUNK = 2 << 20, TIER_FIRST = 64 };
 enum { TIER_CHUNKS_FIRST = 16 };
 enum { AT_PIN = UINT32_MAX - 1, AT_FREE = UINT32_MAX };
-static const double TIER_HALF_LIFE = 2.0;
+static const double TIER_HALF_LIFE = 0.5;
 static const float TIER_MASS_MIN = 1e-6f; /* a tile nobody looked at is still younger than one from before */
 
 typedef struct slot {

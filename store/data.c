@@ -92,13 +92,15 @@ static uint64_t file_bytes_of(const store_data *data)
 }
 
 /* LMDB turns a short write into EIO; nearly always it means there is no room left. */
-static bool looks_full(const store_data *data)
+static int why_short(const store_data *data)
 {
     struct statvfs fs;
     struct rlimit limit;
-    if (fstatvfs(data->fd, &fs) == 0 && (uint64_t)fs.f_bavail * fs.f_frsize < SHORT_WRITE_BYTES) return true;
-    return getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY &&
-           file_bytes_of(data) + SHORT_WRITE_BYTES > limit.rlim_cur;
+    if (getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY &&
+        file_bytes_of(data) + SHORT_WRITE_BYTES > limit.rlim_cur)
+        return EFBIG;
+    if (fstatvfs(data->fd, &fs) == 0 && (uint64_t)fs.f_bavail * fs.f_frsize < SHORT_WRITE_BYTES) return ENOSPC;
+    return EIO;
 }
 
 cairn_status store_lmdb_fail(const store_data *data, int rc, const char *format, ...)
@@ -110,7 +112,7 @@ cairn_status store_lmdb_fail(const store_data *data, int rc, const char *format,
     vsnprintf(what, sizeof what, format, ap);
     va_end(ap);
     unsigned long long file = file_bytes_of(data), map = data->map_bytes;
-    if (rc == EIO && looks_full(data)) rc = ENOSPC;
+    if (rc == EIO) rc = why_short(data);
     switch (rc) {
     case MDB_MAP_FULL:
         return cairn_fail(CAIRN_FULL,

@@ -221,7 +221,8 @@ static cairn_status create(const char *path, const cairn_store_options *opt)
 
 static cairn_status make_store_dir(const char *path)
 {
-    if (mkdir(path, 0700) != 0) return cairn_fail_errno(errno, "%s: making the directory", path);
+    if (mkdir(path, 0700) != 0 && errno != EEXIST) /* another process may be as quick */
+        return cairn_fail_errno(errno, "%s: making the directory", path);
     if (chmod(path, 0700) != 0) return cairn_fail_errno(errno, "%s", path);
     char parent[STORE_PATH_MAX];
     cairn_status status = store_join(parent, path, "..");
@@ -378,7 +379,9 @@ void cairn_store_close(cairn_store *store)
         store_env **at = &registry;
         while (*at != env) at = &(*at)->next;
         *at = env->next;
-        if (!env->data.read_only) mdb_env_sync(env->data.env, 1); /* no_sync: now */
+        unsigned flags = 0;
+        if (mdb_env_get_flags(env->data.env, &flags) == 0 && (flags & (MDB_NOSYNC | MDB_RDONLY)) == MDB_NOSYNC)
+            mdb_env_sync(env->data.env, 1);
         env_free(env);
     }
     registry_release();

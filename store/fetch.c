@@ -300,7 +300,7 @@ static cairn_status submit_map(cairn_fetch *f, cairn_snapshot *snap, const cairn
     f->ranges_n = 0;
     for (size_t i = 0; i < n; i++) {
         cairn_span record;
-        range at;
+        range at = {0};
         cairn_status st = locate(f, snap, ids[i], &record, &at);
         if (st != CAIRN_OK) return st;
         f->items[i] = (item){.id = ids[i], .record = record.data, .bytes = (uint32_t)record.bytes};

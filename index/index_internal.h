@@ -24,8 +24,8 @@
 /* Rows lie in chunks of CHUNK_ROWS, so that adding never moves what is there (only the first chunk grows, by
  * doubling, for the many indexes that stay small). Scanning goes by spans: [0,32) [32,128) [128,512) [512,1024), then
  * every 1024 rows. All rows of a span were quantized around the same centre, the mean of all rows before the span's
- * frame; frames start at 0 (centre 0), 32, 128, 512, 2048, ... So a row's int8 image depends on the rows before it
- * alone, never on how they were added, and neither does anything computed from it. */
+ * frame; frames start at 0 (centre 0), 32, 128, 512, 2048, ... So a row's int8 image depends on itself and the rows
+ * before it alone, never on how they were added nor on what came later, and neither does anything computed from it. */
 enum {
     CAIRN_CHUNK_ROWS = 4096,
     CAIRN_SPAN_ROWS = 1024,
@@ -33,36 +33,29 @@ enum {
 };
 
 typedef struct cairn_row_chunk {
-    void *rows;    /* (capacity, dim) of the row type */
-    int8_t *image; /* int8, interleaved by 16 (kernels_internal.h); NULL: scanned in full precision */
-    float *scale;  /* (capacity) */
-    int32_t *sum;  /* (capacity) */
-    /* With c the centre and l^ the int8 image of a row l (l ~ c + l^), both rounded up, (capacity): */
-    float *residual;   /* |l - c - l^|; INFINITY if the row holds something that is not a number */
-    float *image_norm; /* |l^| */
-    size_t capacity;   /* a multiple of 16 */
+    void *rows;      /* (capacity, dim) of the row type */
+    int8_t *image;   /* (capacity, image_dim) interleaved by 16 (kernels_internal.h); NULL: only full precision */
+    float *scale;    /* (capacity) */
+    int32_t *sum;    /* (capacity) */
+    size_t capacity; /* a multiple of 16 */
 } cairn_row_chunk;
-
-typedef struct cairn_row_span { /* the largest of its rows */
-    float residual;
-    float image_norm;
-} cairn_row_span;
 
 typedef struct cairn_rows {
     const cairn_kernels *kernels;
     uint32_t dim;
-    uint32_t image_dim; /* dim rounded up to 4 */
+    uint32_t image_dim; /* dim rounded up to 4, and 4 more: see rows.c */
     cairn_dtype dtype;
     bool imaged; /* new rows get an int8 image */
     size_t count;
     cairn_row_chunk *chunks; /* grows by doubling */
     size_t chunk_count, chunk_room;
-    cairn_row_span *spans;
+    bool *broken; /* per span: it has rows without an image, so all of it is scored in full precision */
     size_t span_room;
     double *total;  /* (dim) sum of the finite rows so far */
     size_t finite;  /* how many they are */
     float *centers; /* (CAIRN_FRAMES_MAX, dim) */
-    float *wide;    /* (2, dim) scratch of add */
+    double center_norm[CAIRN_FRAMES_MAX];
+    float *wide;    /* (dim) scratch of add */
     float norm_max; /* largest |l|, rounded up; INFINITY if a row is not finite */
     size_t bytes;   /* heap held */
 } cairn_rows;
@@ -75,6 +68,20 @@ cairn_status cairn_rows_add(cairn_rows *rows, size_t n, const void *data);
 void cairn_rows_drop_image(cairn_rows *rows, size_t upto);
 /* n rows from `first` as f32 (n, dim). */
 void cairn_rows_widen(const cairn_rows *rows, size_t first, size_t n, float *out);
+
+/* Factor c such that an f32 sum of dim products is off by at most c |a| |b|: twice what n roundings in any order amount
+ * to (Higham, section 3.1), and 16 more for the scales and additions around it. */
+static inline double cairn_rounding(uint32_t dim)
+{
+    return ((double)dim + 16) * 0x1p-23;
+}
+/* How a row's image and a query's speak of their errors: see rows.c. */
+#define CAIRN_SLACK_STEP 16.0
+static inline const int8_t *cairn_row_slack(const cairn_rows *rows, const cairn_row_chunk *chunk, size_t at)
+{
+    return chunk->image + (at / CAIRN_SCAN_GROUP * rows->image_dim + rows->image_dim - 4) * CAIRN_SCAN_GROUP +
+           at % CAIRN_SCAN_GROUP * 4;
+}
 
 static inline const void *cairn_rows_at(const cairn_rows *rows, size_t id)
 {
@@ -101,9 +108,8 @@ static inline size_t cairn_frame_of(size_t row)
 
 typedef struct cairn_candidate {
     uint32_t id;
-    float score;   /* exact, or from the int8 image */
+    float score;   /* exact, or estimated from the int8 image */
     float highest; /* the exact score is at most this; = score when exact */
-    float most;    /* slack with which the mass knows it; 0 when exact */
     bool exact;
 } cairn_candidate;
 
@@ -139,17 +145,18 @@ static inline uint32_t cairn_choice_room(uint32_t k)
     return 8 * k + 512;
 }
 void cairn_choice_begin(cairn_choice *choice);
-/* How far scores from the image may be off: per row, and at most. */
-typedef struct cairn_slack {
-    float q_norm, q_residual; /* |q|, |q - q^| */
-    float rounding;
-    const float *residual, *image_norm; /* of the rows */
-    float most;                         /* of all rows of the span that are in the range */
-} cairn_slack;
-
-/* Scores of rows [first, first + n), each meant plus `bias`; slack NULL: exact. `over` is scratch for n indexes. */
-void cairn_choice_see(cairn_choice *choice, const float *scores, size_t first, size_t n, float bias,
-                      const cairn_slack *slack, uint32_t *over);
+/* Exact scores of rows [first, first + n). `over` is scratch for n indexes. */
+void cairn_choice_see(cairn_choice *choice, const float *scores, size_t first, size_t n, uint32_t *over);
+/* Upper bounds from the image, each meant plus `bias`. A bound lies above its estimate, and the estimate above the
+ * lower bound, by `unit` times scale[i] times what image_slack says (rows.c). `estimates`: for the mass, else NULL. */
+typedef struct cairn_image_scores {
+    const float *highest, *estimates;
+    size_t first, n;
+    float bias;
+    float unit;             /* scale of the query */
+    int8_t slack_weight[2]; /* of the query: y1, y2 */
+} cairn_image_scores;
+void cairn_choice_see_image(cairn_choice *choice, const cairn_image_scores *scores, uint32_t *over);
 /* One row, scored exactly. */
 void cairn_choice_see_one(cairn_choice *choice, uint32_t id, float score);
 /* The k best, best first, newest first among equals. Returns how many. */
@@ -171,18 +178,20 @@ enum {
 typedef struct cairn_scan_query {
     cairn_choice choice;
     const float *q;
-    uint32_t from, hi; /* rows still to be scanned: [from, hi) */
-    float norm;        /* |q|, rounded up; INFINITY if q is not finite */
-    float residual;    /* |q - q^|, rounded up */
-    float bias;        /* q . centre of the frame being scanned */
-    bool exact;        /* in full precision throughout */
+    size_t slot;            /* its place among the queries of the batch */
+    uint32_t from, hi;      /* rows still to be scanned: [from, hi) */
+    float norm;             /* |q|, rounded up; INFINITY if q is not finite */
+    float bias;             /* q . centre of the frame being scanned */
+    int8_t slack_weight[2]; /* the last elements of the query's image */
+    bool exact;             /* in full precision throughout */
 } cairn_scan_query;
 
 struct cairn_index_scratch {
     cairn_scan_query query[CAIRN_SCAN_BATCH];
-    int8_t *image;  /* (CAIRN_SCAN_BATCH, image_dim) */
+    int8_t *image;  /* (CAIRN_SCAN_BATCH, image_dim), for upper bounds */
+    int8_t *plain;  /* the same for estimates */
     float *scale;   /* (CAIRN_SCAN_BATCH) */
-    float *scores;  /* (CAIRN_SCAN_TOGETHER, CAIRN_SPAN_ROWS) */
+    float *scores;  /* (2, CAIRN_SCAN_TOGETHER, CAIRN_SPAN_ROWS) */
     uint32_t *over; /* (CAIRN_SPAN_ROWS) */
     float *wide;    /* (CAIRN_EXACT_ROWS, dim) */
     uint32_t dim;   /* what these arrays were made for */
@@ -194,11 +203,12 @@ struct cairn_index_scratch {
     uint64_t searches, rescored, crowded, unproven;
 };
 
-/* Scans what is left of each of the n <= CAIRN_SCAN_BATCH prepared queries. */
 void cairn_scan_prepare(const cairn_rows *rows, cairn_index_scratch *scratch, size_t n);
-void cairn_scan(const cairn_rows *rows, cairn_index_scratch *scratch, size_t n);
-/* A bound on the rounding of an f32 sum of dim products, for vectors of these norms, with room to spare. */
-float cairn_rounding(uint32_t dim, float a_norm, float b_norm);
+/* Scans what is left of each of the prepared queries [first, end) of the scratch. */
+void cairn_scan(const cairn_rows *rows, cairn_index_scratch *scratch, size_t first, size_t end);
+/* Rows that were good for other queries of the batch give queries [first, end) a bar to begin with. */
+void cairn_scan_hint(const cairn_rows *rows, cairn_index_scratch *scratch, size_t first, size_t end,
+                     const uint32_t *ids, size_t n);
 
 /* ---- kinds ---- */
 

@@ -1,32 +1,39 @@
 /* rows.c - the keys as they were given, and their int8 image for the scan.
  *
- * Why a centre: landmark keys share a large common part (a mean per channel), which adds the same amount to every
- * score of a query but, left in, makes max|l| and so the int8 step several times larger. With l = c + l', a score is
- * q.c + q.l': q.c costs one product per query and frame, and only l' is quantized. Any centre is right, since the
- * residual |l - c - l^| is measured, not assumed; the mean of the earlier rows makes it small. */
+ * Why a centre. Landmark keys share a large common part, which adds the same amount to every score of a query but, left
+ * in, decides the int8 step: in the demo model it is 7 to 8 long and what distinguishes the keys about 0.5. With
+ * l = c + l', a score is q.c + q.l': q.c costs one product per query and frame, and only l' is quantized. Any centre is
+ * right, since errors are measured, not assumed; the mean of the earlier rows makes them small.
+ *
+ * How the bound travels. With l^ and q^ the images as real numbers,
+ *     q.l = q.c + q^.l^ + q.(l' - l^) + (q - q^).l^
+ * and by Cauchy-Schwarz the last two are at most |q| e + r n, with e = |l' - l^|, n = |l^|, r = |q - q^|. Keys have
+ * heavy tails (the largest e of 1024 rows is ten times the median), so one bound for many rows would be useless, and
+ * computing one per score would cost as much as the score. Instead the images have four more elements: the row's hold
+ * x1 = ceil(16 e / row scale), x2 = ceil(n / (16 row scale)), the query's y1 = ceil(|q| / (16 query scale)),
+ * y2 = ceil(16 r / query scale). Then
+ *     row scale * query scale * (q^.l^ as integers + x1 y1 + x2 y2)
+ * is an upper bound of q.l', and the kernel computes it like any inner product; a query with y1 = y2 = 0 gets the
+ * estimate itself. 16 balances the two factors: both stay below 8 sqrt(D), whatever the vectors. e also takes in all
+ * f32 rounding of scores, which is proportional to |q| too. */
 #include "index_internal.h"
 
 #include <math.h>
 
-enum { FIRST_ROWS = 64 };
-
-static float round_up(double x)
-{
-    return (float)(x * 1.000001 + 1e-37); /* the float is at least x: 1e-6 is 16 roundings to nearest */
-}
+enum { FIRST_ROWS = 64, SLACK_ELEMENTS = 4 };
 
 cairn_status cairn_rows_init(cairn_rows *rows, uint32_t dim, cairn_dtype dtype, bool imaged)
 {
     *rows = (cairn_rows){.kernels = cairn_kernels_best(), .dim = dim, .dtype = dtype, .imaged = imaged};
-    rows->image_dim = (dim + 3) / 4 * 4;
+    rows->image_dim = (dim + 3) / 4 * 4 + SLACK_ELEMENTS;
     rows->total = cairn_calloc(dim, sizeof *rows->total);
     rows->centers = cairn_calloc((size_t)CAIRN_FRAMES_MAX * dim, sizeof *rows->centers);
-    rows->wide = cairn_alloc_array(2 * (size_t)dim, sizeof *rows->wide);
+    rows->wide = cairn_alloc_array(dim, sizeof *rows->wide);
     if (rows->total == NULL || rows->centers == NULL || rows->wide == NULL) {
         cairn_rows_wipe(rows);
         return cairn_fail(CAIRN_NO_MEMORY, "index of %u-dimensional rows", dim);
     }
-    rows->bytes = dim * (sizeof *rows->total + (CAIRN_FRAMES_MAX + 2) * sizeof *rows->centers);
+    rows->bytes = dim * (sizeof *rows->total + (CAIRN_FRAMES_MAX + 1) * sizeof *rows->centers);
     return CAIRN_OK;
 }
 
@@ -35,13 +42,9 @@ static void image_free(cairn_row_chunk *chunk)
     cairn_free(chunk->image);
     cairn_free(chunk->scale);
     cairn_free(chunk->sum);
-    cairn_free(chunk->residual);
-    cairn_free(chunk->image_norm);
     chunk->image = NULL;
     chunk->scale = NULL;
     chunk->sum = NULL;
-    chunk->residual = NULL;
-    chunk->image_norm = NULL;
 }
 
 void cairn_rows_wipe(cairn_rows *rows)
@@ -51,7 +54,7 @@ void cairn_rows_wipe(cairn_rows *rows)
         image_free(&rows->chunks[i]);
     }
     cairn_free(rows->chunks);
-    cairn_free(rows->spans);
+    cairn_free(rows->broken);
     cairn_free(rows->total);
     cairn_free(rows->centers);
     cairn_free(rows->wide);
@@ -64,7 +67,7 @@ static size_t row_bytes(const cairn_rows *rows)
 }
 static size_t image_bytes(const cairn_rows *rows) /* of a row */
 {
-    return rows->image_dim + 3 * sizeof(float) + sizeof(int32_t);
+    return rows->image_dim + sizeof(float) + sizeof(int32_t);
 }
 
 /* A larger copy of a chunk. The rest of the image is zero, so a group of 16 that is not full yet is defined. */
@@ -78,10 +81,7 @@ static cairn_status chunk_grow(cairn_rows *rows, cairn_row_chunk *chunk, size_t 
         bigger.image = cairn_calloc(capacity, rows->image_dim);
         bigger.scale = cairn_calloc(capacity, sizeof *bigger.scale);
         bigger.sum = cairn_calloc(capacity, sizeof *bigger.sum);
-        bigger.residual = cairn_calloc(capacity, sizeof *bigger.residual);
-        bigger.image_norm = cairn_calloc(capacity, sizeof *bigger.image_norm);
-        complete = complete && bigger.image != NULL && bigger.scale != NULL && bigger.sum != NULL &&
-                   bigger.residual != NULL && bigger.image_norm != NULL;
+        complete = complete && bigger.image != NULL && bigger.scale != NULL && bigger.sum != NULL;
     }
     if (!complete) {
         cairn_free(bigger.rows);
@@ -93,8 +93,6 @@ static cairn_status chunk_grow(cairn_rows *rows, cairn_row_chunk *chunk, size_t 
         memcpy(bigger.image, chunk->image, old * rows->image_dim);
         memcpy(bigger.scale, chunk->scale, old * sizeof *chunk->scale);
         memcpy(bigger.sum, chunk->sum, old * sizeof *chunk->sum);
-        memcpy(bigger.residual, chunk->residual, old * sizeof *chunk->residual);
-        memcpy(bigger.image_norm, chunk->image_norm, old * sizeof *chunk->image_norm);
     }
     cairn_free(chunk->rows);
     image_free(chunk);
@@ -124,10 +122,10 @@ static cairn_status reserve(cairn_rows *rows, size_t count)
     void *array = rows->chunks;
     if ((st = array_reserve(rows, &array, &rows->chunk_room, chunks, sizeof *rows->chunks)) != CAIRN_OK) return st;
     rows->chunks = array;
-    array = rows->spans;
-    if ((st = array_reserve(rows, &array, &rows->span_room, cairn_span_of(count) + 1, sizeof *rows->spans)) != CAIRN_OK)
-        return st;
-    rows->spans = array;
+    array = rows->broken;
+    st = array_reserve(rows, &array, &rows->span_room, cairn_span_of(count) + 1, sizeof *rows->broken);
+    if (st != CAIRN_OK) return st;
+    rows->broken = array;
     for (size_t i = 0; i < chunks; i++) {
         if (i == rows->chunk_count) rows->chunks[rows->chunk_count++] = (cairn_row_chunk){0};
         cairn_row_chunk *chunk = &rows->chunks[i];
@@ -141,58 +139,90 @@ static cairn_status reserve(cairn_rows *rows, size_t count)
 }
 
 /* The centre of a frame that begins at this row: the mean so far. */
-static void frame_begin(cairn_rows *rows, size_t row)
+static void frame_begin(cairn_rows *rows, size_t frame)
 {
-    float *center = rows->centers + cairn_frame_of(row) * rows->dim;
-    for (size_t i = 0; i < rows->dim; i++)
+    float *center = rows->centers + frame * rows->dim;
+    double squares = 0;
+    for (size_t i = 0; i < rows->dim; i++) {
         center[i] = rows->finite != 0 ? (float)(rows->total[i] / (double)rows->finite) : 0;
+        squares += (double)center[i] * (double)center[i];
+    }
+    rows->center_norm[frame] = sqrt(squares);
 }
 
-/* Row `id` is in place: its int8 image, and what the span must know of it. */
+/* The integers of l' = row - centre in steps of `scale`, with what they leave over. */
+typedef struct quantized {
+    int8_t values[1024];
+    int32_t sum;
+    double e, n; /* see above */
+} quantized;
+
+static void quantize(quantized *out, const float *row, const float *center, size_t dim, float scale)
+{
+    double left = 0;
+    double squares = 0;
+    out->sum = 0;
+    for (size_t i = 0; i < dim; i++) {
+        float v = rintf((row[i] - center[i]) / scale);
+        v = v > 127 ? 127 : v < -127 ? -127 : v;
+        double miss = (double)row[i] - (double)center[i] - (double)scale * (double)v;
+        left += miss * miss;
+        squares += (double)v * (double)v;
+        out->values[i] = (int8_t)v;
+        out->sum += (int32_t)v;
+    }
+    out->e = sqrt(left);
+    out->n = sqrt(squares) * (double)scale;
+}
+
+/* Row `id` is in place: its image. */
 static void row_image(cairn_rows *rows, size_t id, const float *row, bool finite)
 {
     size_t span = cairn_span_of(id);
+    size_t frame = cairn_frame_of(id);
     if (id == cairn_span_begin(span)) {
-        rows->spans[span] = (cairn_row_span){0};
-        if (cairn_frame_of(id) != cairn_frame_of(id - (id != 0)) || id == 0) frame_begin(rows, id);
+        rows->broken[span] = false;
+        if (id == 0 || frame != cairn_frame_of(id - 1)) frame_begin(rows, frame);
     }
     cairn_row_chunk *chunk = &rows->chunks[id / CAIRN_CHUNK_ROWS];
-    size_t at = id % CAIRN_CHUNK_ROWS;
     if (chunk->image == NULL) return;
-    if (!finite) { /* the image stays zero, and the bound sends the whole span to full precision */
-        chunk->residual[at] = INFINITY;
-        rows->spans[span].residual = INFINITY;
+    if (!finite) {
+        rows->broken[span] = true;
         return;
     }
-    const float *center = rows->centers + cairn_frame_of(id) * rows->dim;
-    float *apart = rows->wide + rows->dim;
-    int8_t values[1024];
-    for (size_t i = 0; i < rows->dim; i++) apart[i] = row[i] - center[i];
-    float scale = cairn_scan_quantize(apart, rows->dim, values, &chunk->sum[at]);
-    int8_t *image = chunk->image + at / CAIRN_SCAN_GROUP * CAIRN_SCAN_GROUP * rows->image_dim + at % 16 * 4;
-    double residual = 0;
-    double squares = 0;
-    for (size_t i = 0; i < rows->dim; i++) {
-        double miss = (double)row[i] - center[i] - (double)scale * values[i];
-        residual += miss * miss;
-        squares += (double)values[i] * values[i];
-        image[i / 4 * 64 + i % 4] = values[i];
+    const float *center = rows->centers + frame * rows->dim;
+    float most = 0;
+    for (size_t i = 0; i < rows->dim; i++) most = fmaxf(most, fabsf(row[i] - center[i]));
+    /* A row that hardly differs from its centre: steps finer than the rounding of scores would say nothing. */
+    double rounding = cairn_rounding(rows->dim);
+    float scale = fmaxf(most / 127, (float)(rounding * rows->center_norm[frame]) + 1e-30f);
+    quantized image;
+    double x1;
+    double x2;
+    for (;; scale *= 2) { /* once, but for vectors made to be awkward */
+        quantize(&image, row, center, rows->dim, scale);
+        double e = image.e + rounding * (2 * rows->center_norm[frame] + image.n + image.e);
+        x1 = ceil(e / (double)scale * CAIRN_SLACK_STEP * 1.000001);
+        x2 = ceil(image.n / (double)scale / CAIRN_SLACK_STEP * 1.000001);
+        if (x1 <= 127 && x2 <= 127) break;
     }
+    size_t at = id % CAIRN_CHUNK_ROWS;
+    int8_t *to = chunk->image + at / CAIRN_SCAN_GROUP * CAIRN_SCAN_GROUP * rows->image_dim + at % CAIRN_SCAN_GROUP * 4;
+    for (size_t i = 0; i < rows->dim; i++) to[i / 4 * 64 + i % 4] = image.values[i];
+    to += (rows->image_dim - SLACK_ELEMENTS) / 4 * 64;
+    to[0] = (int8_t)x1;
+    to[1] = (int8_t)x2;
+    chunk->sum[at] = image.sum + to[0] + to[1];
     chunk->scale[at] = scale;
-    chunk->residual[at] = round_up(sqrt(residual));
-    chunk->image_norm[at] = round_up(sqrt(squares) * (double)scale);
-    if (chunk->residual[at] > rows->spans[span].residual) rows->spans[span].residual = chunk->residual[at];
-    if (chunk->image_norm[at] > rows->spans[span].image_norm) rows->spans[span].image_norm = chunk->image_norm[at];
 }
 
 static void row_added(cairn_rows *rows, size_t id)
 {
     double squares = 0;
     rows->kernels->widen(rows->wide, cairn_rows_at(rows, id), rows->dtype, rows->dim);
-    for (size_t i = 0; i < rows->dim; i++) squares += (double)rows->wide[i] * rows->wide[i];
-    bool finite =
-        isfinite((float)squares); /* squares in double cannot overflow, their float can: then as good as inf */
-    float norm = finite ? round_up(sqrt(squares)) : INFINITY;
+    for (size_t i = 0; i < rows->dim; i++) squares += (double)rows->wide[i] * (double)rows->wide[i];
+    bool finite = squares < 1e36; /* a norm of 1e18 or more is as good as infinite: sums and bounds would overflow */
+    float norm = finite ? (float)(sqrt(squares) * 1.000001) : INFINITY;
     if (norm > rows->norm_max) rows->norm_max = norm;
     if (rows->imaged) row_image(rows, id, rows->wide, finite);
     if (!finite) return;

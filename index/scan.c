@@ -1,51 +1,42 @@
 /* scan.c - spans of rows past a batch of queries.
  *
- * The sketch, for D = 32 and 1024 rows a span: 32 KiB of int8 rows, in L2 while all 64 queries of a prefill batch pass
- * over them, 4 at a time; their scores (16 KiB) stay in L1 until the next 4. A score costs 2 bytes of
- * multiply-adds at D = 32 plus its conversion, and one comparison against the query's running bar.
+ * The sketch, for D = 32 and 1024 rows a span: 36 KiB of int8 image, in L2 while all 64 queries of a prefill batch pass
+ * over it, 4 at a time; their scores (16 KiB) stay in L1 until the next 4. A score costs 36 bytes of multiply-adds, its
+ * conversion, and one comparison with the query's bar. Measured (Zen 4, VNNI): see docs/design.md, index.
  *
- * The bound. With c the span's centre, l = c + l', l^ and q^ the int8 images as real numbers:
- *   q.l = q.c + q.l' = q.c + q^.l^ + q.(l' - l^) + (q - q^).l^
- * so |q.l - (q.c + q^.l^)| <= |q| |l' - l^| + |q - q^| |l^| by Cauchy-Schwarz: four norms, all measured. The int8 sum
- * is exact (127^2 * 1024 < 2^24), what remains is f32 rounding, which cairn_rounding covers. */
+ * What the kernel gives are upper bounds already (rows.c); select.c proves the choice from them. */
 #include "index_internal.h"
 
 #include <math.h>
 
-static const float NORM_MAX = 1e18f; /* of a query, times 2e19 of a row (rows.c): no bound overflows */
-
-float cairn_rounding(uint32_t dim, float a_norm, float b_norm)
-{
-    /* A sum of n products, in any order, is off by at most n 2^-24 |a| |b| (Higham, section 3.1, to first order); twice
-     * that, and 16 more roundings, pay for the higher orders, the scales and the additions around it. */
-    return ((float)dim + 16) * 0x1p-23f * a_norm * b_norm + 1e-30f;
-}
-
-static float norm_of(const float *x, size_t n)
-{
-    double squares = 0;
-    for (size_t i = 0; i < n; i++) squares += (double)x[i] * x[i];
-    float norm = (float)(sqrt(squares) * 1.000001);
-    return isfinite((float)squares) ? norm : INFINITY;
-}
+static const float NORM_MAX = 1e18f; /* of a query; rows have less than 1e18 too: no bound overflows */
 
 void cairn_scan_prepare(const cairn_rows *rows, cairn_index_scratch *scratch, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
         cairn_scan_query *query = &scratch->query[i];
-        query->norm = norm_of(query->q, rows->dim);
-        query->residual = 0;
-        query->exact = !rows->imaged || !(query->norm < NORM_MAX) || query->hi - query->from <= CAIRN_SCAN_SHORT;
+        double squares = 0;
+        for (size_t j = 0; j < rows->dim; j++) squares += (double)query->q[j] * (double)query->q[j];
+        query->norm = squares < (double)NORM_MAX * (double)NORM_MAX ? (float)(sqrt(squares) * 1.000001) : INFINITY;
+        query->exact = !rows->imaged || query->norm == INFINITY || query->hi - query->from <= CAIRN_SCAN_SHORT;
         if (query->exact) continue;
         int8_t *image = scratch->image + i * rows->image_dim;
         int32_t sum;
-        scratch->scale[i] = cairn_scan_quantize(query->q, rows->dim, image, &sum);
-        double squares = 0;
+        memset(image, 0, rows->image_dim);
+        float scale = scratch->scale[i] = cairn_scan_quantize(query->q, rows->dim, image, &sum);
+        squares = 0;
         for (size_t j = 0; j < rows->dim; j++) {
-            double miss = (double)query->q[j] - (double)scratch->scale[i] * image[j];
+            double miss = (double)query->q[j] - (double)scale * image[j];
             squares += miss * miss;
         }
-        query->residual = (float)(sqrt(squares) * 1.000001);
+        memcpy(scratch->plain + i * rows->image_dim, image, rows->image_dim);
+        double y1 = ceil((double)query->norm / (double)scale / CAIRN_SLACK_STEP * 1.000001);
+        double y2 = ceil(sqrt(squares) / (double)scale * CAIRN_SLACK_STEP * 1.000001);
+        query->exact =
+            !(y1 <= 127 && y2 <= 127); /* a zero query, or one made to be awkward in 250 dimensions or more */
+        if (query->exact) continue;
+        image[rows->image_dim - 4] = query->slack_weight[0] = (int8_t)y1;
+        image[rows->image_dim - 3] = query->slack_weight[1] = (int8_t)y2;
     }
 }
 
@@ -57,14 +48,14 @@ static bool overlap(const cairn_scan_query *query, size_t begin, size_t end, siz
     return *a < *b;
 }
 
-static void scan_exact(const cairn_rows *rows, cairn_index_scratch *scratch, size_t n, size_t begin, size_t end,
-                       bool all)
+static void scan_exact(const cairn_rows *rows, cairn_index_scratch *scratch, size_t i0, size_t n, size_t begin,
+                       size_t end, bool all)
 {
     for (size_t first = begin, next; first < end; first = next) {
         next = first / CAIRN_EXACT_ROWS * CAIRN_EXACT_ROWS + CAIRN_EXACT_ROWS; /* a grid the batch has no say in */
         if (next > end) next = end;
         const float *wide = NULL;
-        for (size_t i = 0; i < n; i++) {
+        for (size_t i = i0; i < n; i++) {
             cairn_scan_query *query = &scratch->query[i];
             size_t a;
             size_t b;
@@ -80,30 +71,18 @@ static void scan_exact(const cairn_rows *rows, cairn_index_scratch *scratch, siz
                 float score = rows->kernels->dot(query->q, wide + (r - first) * rows->dim, rows->dim);
                 scores[r - a] = isnan(score) ? -INFINITY : score;
             }
-            cairn_choice_see(&query->choice, scores, a, b - a, 0, NULL, scratch->over);
+            cairn_choice_see(&query->choice, scores, a, b - a, scratch->over);
         }
     }
 }
 
-/* The largest residual and image norm of the rows of [begin, end) below hi. Rows from hi on must not count even if they
- * are there: a query's answer, its mass and its error do not depend on what was added behind its range. */
-static cairn_row_span span_below(const cairn_rows *rows, size_t begin, size_t end, size_t hi)
-{
-    const cairn_row_chunk *chunk = &rows->chunks[begin / CAIRN_CHUNK_ROWS];
-    size_t at = begin % CAIRN_CHUNK_ROWS;
-    if (hi >= end) return rows->spans[cairn_span_of(begin)];
-    return (cairn_row_span){rows->kernels->max(chunk->residual + at, hi - begin),
-                            rows->kernels->max(chunk->image_norm + at, hi - begin)};
-}
-
-static void scan_image(const cairn_rows *rows, cairn_index_scratch *scratch, size_t n, size_t begin, size_t end,
-                       float center_norm)
+static void scan_image(const cairn_rows *rows, cairn_index_scratch *scratch, size_t i0, size_t n, size_t begin,
+                       size_t end)
 {
     const cairn_row_chunk *chunk = &rows->chunks[begin / CAIRN_CHUNK_ROWS];
     size_t chunk_first = begin / CAIRN_CHUNK_ROWS * CAIRN_CHUNK_ROWS;
-    size_t span_hi = 0; /* the hi that `span` was found for */
-    cairn_row_span span = {0};
-    for (size_t i = 0; i < n; i += CAIRN_SCAN_TOGETHER) {
+    float *estimates = scratch->scores + (size_t)CAIRN_SCAN_TOGETHER * CAIRN_SPAN_ROWS;
+    for (size_t i = i0; i < n; i += CAIRN_SCAN_TOGETHER) {
         size_t first = n; /* queries and rows of this call: the hull of what is wanted */
         size_t last = 0;
         size_t low = end;
@@ -118,56 +97,77 @@ static void scan_image(const cairn_rows *rows, cairn_index_scratch *scratch, siz
             if (b > high) high = b;
         }
         if (first == n) continue;
+        bool mass = scratch->query[first].choice.want_mass; /* all of a batch or none */
         size_t group = (low - chunk_first) / CAIRN_SCAN_GROUP;
         size_t groups = (high - chunk_first + CAIRN_SCAN_GROUP - 1) / CAIRN_SCAN_GROUP - group;
-        size_t scored = chunk_first + group * CAIRN_SCAN_GROUP; /* row of the first score */
-        rows->kernels->scan_i8(chunk->image, chunk->scale, chunk->sum, group, groups, rows->image_dim,
-                               scratch->image + first * rows->image_dim, scratch->scale + first, last - first + 1,
-                               scratch->scores, CAIRN_SPAN_ROWS);
+        for (int plain = 0; plain <= mass; plain++)
+            rows->kernels->scan_i8(chunk->image, chunk->scale, chunk->sum, group, groups, rows->image_dim,
+                                   (plain ? scratch->plain : scratch->image) + first * rows->image_dim,
+                                   scratch->scale + first, last - first + 1, plain ? estimates : scratch->scores,
+                                   CAIRN_SPAN_ROWS);
         for (size_t j = first; j <= last; j++) {
             cairn_scan_query *query = &scratch->query[j];
             size_t a;
             size_t b;
             if (query->exact || !overlap(query, begin, end, &a, &b)) continue;
-            if (span_hi != b) span = span_below(rows, begin, end, span_hi = b);
-            cairn_slack slack = {
-                .q_norm = query->norm,
-                .q_residual = query->residual,
-                .rounding = cairn_rounding(rows->dim, query->norm, 2 * center_norm + span.image_norm + span.residual),
-                .residual = chunk->residual + (a - chunk_first),
-                .image_norm = chunk->image_norm + (a - chunk_first)};
-            slack.most = query->norm * span.residual + query->residual * span.image_norm + slack.rounding;
-            const float *scores = scratch->scores + (j - first) * CAIRN_SPAN_ROWS + (a - scored);
-            cairn_choice_see(&query->choice, scores, a, b - a, query->bias, &slack, scratch->over);
+            size_t at = (j - first) * CAIRN_SPAN_ROWS + (a - chunk_first - group * CAIRN_SCAN_GROUP);
+            cairn_image_scores scores = {.highest = scratch->scores + at,
+                                         .estimates = mass ? estimates + at : NULL,
+                                         .first = a,
+                                         .n = b - a,
+                                         .bias = query->bias,
+                                         .unit = scratch->scale[j],
+                                         .slack_weight = {query->slack_weight[0], query->slack_weight[1]}};
+            cairn_choice_see_image(&query->choice, &scores, scratch->over);
         }
     }
 }
 
-void cairn_scan(const cairn_rows *rows, cairn_index_scratch *scratch, size_t n)
+void cairn_scan(const cairn_rows *rows, cairn_index_scratch *scratch, size_t i0, size_t n)
 {
     size_t low = SIZE_MAX;
     size_t high = 0;
-    for (size_t i = 0; i < n; i++) {
+    for (size_t i = i0; i < n; i++) {
         const cairn_scan_query *query = &scratch->query[i];
         if (query->from >= query->hi) continue;
         if (query->from < low) low = query->from;
         if (query->hi > high) high = query->hi;
     }
+    if (low >= high) return;
     size_t frame = SIZE_MAX;
-    float center_norm = 0;
-    for (size_t span = low < high ? cairn_span_of(low) : 0; low < high; span++, low = cairn_span_begin(span)) {
+    for (size_t span = cairn_span_of(high - 1) + 1; span-- > cairn_span_of(low);) {
         size_t begin = cairn_span_begin(span);
         size_t end = cairn_span_begin(span + 1);
         if (end > rows->count) end = rows->count;
-        bool image = rows->chunks[begin / CAIRN_CHUNK_ROWS].image != NULL && rows->spans[span].residual != INFINITY;
+        bool image = rows->chunks[begin / CAIRN_CHUNK_ROWS].image != NULL && !rows->broken[span];
         if (image && frame != cairn_frame_of(begin)) {
             frame = cairn_frame_of(begin);
             const float *center = rows->centers + frame * rows->dim;
-            center_norm = norm_of(center, rows->dim);
-            for (size_t i = 0; i < n; i++)
+            for (size_t i = i0; i < n; i++)
                 scratch->query[i].bias = rows->kernels->dot(scratch->query[i].q, center, rows->dim);
         }
-        if (image) scan_image(rows, scratch, n, begin, end, center_norm);
-        scan_exact(rows, scratch, n, begin, end, !image);
+        if (image) scan_image(rows, scratch, i0, n, begin, end);
+        scan_exact(rows, scratch, i0, n, begin, end, !image);
+    }
+}
+
+void cairn_scan_hint(const cairn_rows *rows, cairn_index_scratch *scratch, size_t first, size_t end,
+                     const uint32_t *ids, size_t n)
+{
+    float *best = scratch->scores; /* the k best so far, best first */
+    for (size_t r = 0; r < n; r++) cairn_rows_widen(rows, ids[r], 1, scratch->wide + r * rows->dim);
+    for (size_t i = first; i < end; i++) {
+        cairn_scan_query *query = &scratch->query[i];
+        size_t k = query->choice.k;
+        size_t kept = 0;
+        for (size_t r = 0; r < n && k != 0; r++) {
+            if (ids[r] < query->from || ids[r] >= query->hi) continue;
+            float score = rows->kernels->dot(query->q, scratch->wide + r * rows->dim, rows->dim);
+            if (isnan(score) || (kept == k && score <= best[k - 1])) continue;
+            size_t at = kept < k ? kept++ : k - 1;
+            for (; at != 0 && best[at - 1] < score; at--) best[at] = best[at - 1];
+            best[at] = score;
+        }
+        if (k != 0 && kept == k && best[k - 1] > query->choice.least) query->choice.least = best[k - 1];
     }
 }

@@ -136,7 +136,8 @@ static void accept(const cairn_sealed *sealed, const cairn_kind *kind, const cai
     if (kind->type == CAIRN_KIND_FLAT && ids[asked - 1] >= 0) {
         /* Every row FAISS left out has a FAISS score of at most the last one's, and both sides round: want or more
          * rows must be above that for sure. */
-        double bar = (double)scores[asked - 1] + 2 * (double)cairn_rounding(rows->dim, query->norm, rows->norm_max);
+        double bar =
+            (double)scores[asked - 1] + 2 * cairn_rounding(rows->dim) * (double)query->norm * (double)rows->norm_max;
         size_t above = 0;
         for (size_t i = 0; i < n; i++) above += (double)found[i].score > bar;
         if (above < want) {

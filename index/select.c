@@ -1,13 +1,13 @@
 /* select.c - one query's choice of the k best rows, proven exact.
  *
- * Every score s comes with a slack e: the exact score lies in [s - e, s + e]. The k-th best lower bound seen so far,
- * `least`, can only rise, and k rows are surely at least that good; so a row whose upper bound is below it is out for
- * good, and whoever remains at the end contains the exact k best. They are scored in full precision, the most
- * promising first, until the next one's upper bound cannot reach the k-th exact score.
+ * Every score comes as an interval. The k-th best lower bound seen so far, `least`, can only rise, and k rows are
+ * surely at least that good; so a row whose upper bound is below it is out for good, and whoever remains at the end
+ * contains the exact k best. They are scored in full precision, the most promising first, until the next one's upper
+ * bound cannot reach the k-th exact score.
  *
- * With int8 rows this keeps about 1.5 k to 4 k candidates on keys of real shape (tests/test_index.c counts them). Where
- * it cannot keep few (many equal rows, hopeless quantization), the candidates are scored whenever their array is full,
- * which turns into the full exact scan, in the same memory. */
+ * With int8 images this scores about 1.5 k rows on the demo model's keys, up to 3 k on harsher ones (tests/test_index.c
+ * counts them). Where it cannot keep few (many equal rows, hopeless quantization), the candidates are scored whenever
+ * their array is full, which turns into the full exact scan, in the same memory. */
 #include "index_internal.h"
 
 #include <math.h>
@@ -43,19 +43,19 @@ static void bounds_sink(cairn_choice *c, float bound)
         at = child;
     }
     heap[at] = bound;
-    c->least = heap[0];
+    if (heap[0] > c->least) c->least = heap[0];
 }
 
 static void bounds_push(cairn_choice *c, float bound)
 {
     if (c->kept == c->k) {
-        if (bound > c->least) bounds_sink(c, bound);
+        if (bound > c->bounds[0]) bounds_sink(c, bound);
         return;
     }
     uint32_t at = c->kept++;
     for (; at != 0 && c->bounds[(at - 1) / 2] > bound; at = (at - 1) / 2) c->bounds[at] = c->bounds[(at - 1) / 2];
     c->bounds[at] = bound;
-    if (c->kept == c->k) c->least = c->bounds[0];
+    if (c->kept == c->k && c->bounds[0] > c->least) c->least = c->bounds[0];
 }
 
 /* ---- mass ---- */
@@ -74,19 +74,20 @@ static bool mass_shift(cairn_running_mass *m, float most)
     return most != INFINITY; /* an infinite score leaves an infinite sum, whatever else there is */
 }
 
-static void weigh(cairn_choice *c, const float *scores, size_t n, float bias, float most)
+static void weigh(cairn_choice *c, const float *scores, size_t n)
+{
+    if (mass_shift(&c->mass, c->rows->kernels->max(scores, n)))
+        c->mass.exact += (double)c->rows->kernels->exp_sum(scores, c->mass.shift, n);
+}
+
+static void weigh_image(cairn_choice *c, const cairn_image_scores *s)
 {
     cairn_running_mass *m = &c->mass;
     const cairn_kernels *kernels = c->rows->kernels;
-    if (!mass_shift(m, kernels->max(scores, n) + bias)) return;
-    double sum = (double)kernels->exp_sum(scores, m->shift - bias, n);
-    if (most > 0) {
-        m->image += sum;
-        m->upper += sum * exp((double)most);
-        m->image_rows += n;
-    } else {
-        m->exact += sum;
-    }
+    if (!mass_shift(m, kernels->max(s->estimates, s->n) + s->bias)) return;
+    m->image += (double)kernels->exp_sum(s->estimates, m->shift - s->bias, s->n);
+    m->upper += (double)kernels->exp_sum(s->highest, m->shift - s->bias, s->n);
+    m->image_rows += s->n;
 }
 
 static void weigh_one(cairn_choice *c, float score)
@@ -102,9 +103,8 @@ static void mass_move(cairn_choice *c, const cairn_candidate *old, float score)
         m->image = 0;
         m->upper = 0;
     } else if (m->shift != INFINITY) {
-        double was = exp((double)old->score - (double)m->shift);
-        m->image = fmax(m->image - was, 0);
-        m->upper = fmax(m->upper - was * exp((double)old->most), m->image);
+        m->image = fmax(m->image - exp((double)old->score - (double)m->shift), 0);
+        m->upper = fmax(m->upper - exp((double)old->highest - (double)m->shift), m->image);
     }
     weigh_one(c, score);
 }
@@ -118,9 +118,9 @@ cairn_index_mass cairn_choice_mass(const cairn_choice *c)
         out.lse = INFINITY;
     } else if (total > 0) {
         out.lse = (float)((double)m->shift + log(total));
-        /* Each image score is off by at most its slack e, so the sum lies between the sums of exp(s - e) and
-         * exp(s + e); the upper one is further away in the logarithm: (e^e - 1) >= (1 - e^-e). 1e-5 covers the f32
-         * rounding of exp and sums, and of taking rows out of a sum they were part of. */
+        /* An estimate s is off by at most its slack e, so the sum lies between those of exp(s - e) and exp(s + e), and
+         * the upper one is further away in the logarithm, because e^e - 1 >= 1 - e^-e. 1e-5 covers the f32 rounding of
+         * exp and of sums, and of taking rows out of a sum they were part of. */
         if (m->image_rows != 0 && !m->unscored)
             out.error = (float)log((m->exact + fmax(m->upper, m->image)) / total) + 1e-5f;
     }
@@ -149,7 +149,6 @@ static void make_exact(cairn_choice *c, cairn_candidate *candidate)
     if (c->want_mass) mass_move(c, candidate, score);
     candidate->score = score;
     candidate->highest = score;
-    candidate->most = 0;
     candidate->exact = true;
     c->rescored++;
 }
@@ -181,47 +180,68 @@ static void make_room(cairn_choice *c)
     c->count = c->k; /* room / 2 >= k, so there were as many */
     c->kept = c->k;
     for (uint32_t i = 0; i < c->k; i++) c->bounds[i] = c->candidates[c->k - 1 - i].score; /* ascending is a heap */
-    c->least = c->bounds[0];
+    if (c->bounds[0] > c->least) c->least = c->bounds[0];
 }
 
-static inline void offer(cairn_choice *c, uint32_t id, float score, float slack, float most)
+static inline void offer(cairn_choice *c, uint32_t id, float lowest, float score, float highest, bool exact)
 {
-    float highest = score + slack;
     if (highest < c->least) return;
     if (c->count == c->room) {
         make_room(c);
         if (highest < c->least) return;
     }
-    c->candidates[c->count++] = (cairn_candidate){id, score, highest, most, most == 0};
-    bounds_push(c, score - slack);
+    c->candidates[c->count++] = (cairn_candidate){id, score, highest, exact};
+    bounds_push(c, lowest);
 }
 
-void cairn_choice_see(cairn_choice *c, const float *scores, size_t first, size_t n, float bias,
-                      const cairn_slack *slack, uint32_t *over)
+/* Newest rows first, since what is near is often alike, and in small steps as long as there is no bar. */
+static size_t step_before(const cairn_choice *c, size_t end, size_t n)
 {
-    float most = slack != NULL ? slack->most : 0;
-    if (c->want_mass) weigh(c, scores, n, bias, most);
+    size_t step = c->least == -INFINITY ? 32 : n - end < 512 ? 4 * (n - end) + 32 : end;
+    return end > step ? end - step : 0;
+}
+
+void cairn_choice_see(cairn_choice *c, const float *scores, size_t first, size_t n, uint32_t *over)
+{
+    if (c->want_mass) weigh(c, scores, n);
     if (c->k == 0) return;
-    /* Rows that may reach the bar: score + bias + slack >= least. In double, then down to the next float. */
-    double bar = (double)c->least - (double)bias - (double)most;
-    float least = (float)bar;
-    if ((double)least > bar) least = nextafterf(least, -INFINITY);
-    size_t found = c->rows->kernels->above(scores, least, n, over);
-    if (slack == NULL) {
-        for (size_t i = 0; i < found; i++) offer(c, (uint32_t)(first + over[i]), scores[over[i]], 0, 0);
-        return;
+    for (size_t end = n, begin; end != 0; end = begin) {
+        begin = step_before(c, end, n);
+        size_t found = c->rows->kernels->above(scores + begin, c->least, end - begin, over);
+        for (size_t i = 0; i < found; i++) {
+            size_t at = begin + over[i];
+            offer(c, (uint32_t)(first + at), scores[at], scores[at], scores[at], true);
+        }
     }
-    for (size_t i = 0; i < found; i++) {
-        uint32_t at = over[i];
-        float own = slack->q_norm * slack->residual[at] + slack->q_residual * slack->image_norm[at] + slack->rounding;
-        offer(c, (uint32_t)(first + at), scores[at] + bias, own, most);
+}
+
+void cairn_choice_see_image(cairn_choice *c, const cairn_image_scores *s, uint32_t *over)
+{
+    if (c->want_mass) weigh_image(c, s);
+    if (c->k == 0) return;
+    const cairn_row_chunk *chunk = &c->rows->chunks[s->first / CAIRN_CHUNK_ROWS];
+    for (size_t end = s->n, begin; end != 0; end = begin) {
+        begin = step_before(c, end, s->n);
+        /* Rows that may reach the bar: highest + bias >= least. In double, then down to the next float. */
+        double bar = (double)c->least - (double)s->bias;
+        float least = (float)bar;
+        if ((double)least > bar) least = nextafterf(least, -INFINITY);
+        size_t found = c->rows->kernels->above(s->highest + begin, least, end - begin, over);
+        for (size_t i = 0; i < found; i++) {
+            size_t at = begin + over[i];
+            size_t row = s->first % CAIRN_CHUNK_ROWS + at;
+            const int8_t *x = cairn_row_slack(c->rows, chunk, row);
+            float slack = (float)(x[0] * s->slack_weight[0] + x[1] * s->slack_weight[1]) * chunk->scale[row] * s->unit;
+            float highest = s->highest[at] + s->bias;
+            offer(c, (uint32_t)(s->first + at), highest - 2 * slack, highest - slack, highest, false);
+        }
     }
 }
 
 void cairn_choice_see_one(cairn_choice *c, uint32_t id, float score)
 {
     if (c->want_mass) weigh_one(c, score);
-    if (c->k != 0) offer(c, id, score, 0, 0);
+    if (c->k != 0) offer(c, id, score, score, score, true);
 }
 
 static void sort_by_highest(cairn_candidate *a, uint32_t n) /* Shell's sort, best first: n is some tens */

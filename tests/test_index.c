@@ -542,7 +542,7 @@ static void memory_grows_with_the_rows_and_by_chunks(void **state)
         if (step > most) most = step;
         if (i == 99) assert_true(cairn_index_bytes(index) < 32 << 10); /* a short document is cheap */
     }
-    size_t each = 32 * 2 + 32 + 16; /* row; image and its scale, sum and two norms */
+    size_t each = 32 * 2 + 36 + 8; /* row; image, scale and sum */
     assert_true(most <= 4096 * each + 4096);
     assert_true(cairn_index_bytes(index) >= k.n * each);
     assert_true(cairn_index_bytes(index) <= (k.n + 4096) * each + (16 << 10));

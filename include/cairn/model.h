@@ -48,18 +48,23 @@ CAIRN_API void cairn_model_geometry(const cairn_model *model, cairn_dtype dtype,
  * UNSUPPORTED for a vocabulary this runtime cannot encode with. */
 CAIRN_API cairn_status cairn_model_encode(const cairn_model *model, const void *text, size_t bytes, cairn_token *out,
                                           size_t cap, size_t *out_n);
-/* Bytes of one token: up to cap; returns their number (0 for control tokens). */
+/* Bytes of one token: up to cap; returns their number (0 for control tokens). A SentencePiece vocabulary puts a space
+ * before a text when it encodes; decoding leaves it there. */
 CAIRN_API size_t cairn_model_decode(const cairn_model *model, cairn_token token, char *out, size_t cap);
 
 /* ---- a stream ---- */
 
 /* Runs the session's refill and tail first. The session outlives the runtime and is not owned. chunk_blocks: prefill
- * unit in blocks (0 = 16). */
+ * unit in blocks (0 = 16, fewer for a wide model: at most 32 MiB of rows). MISMATCH if session and model do not fit;
+ * the scheme is the session's, so a landmark model over a DENSE session is an ordinary one. */
 CAIRN_API cairn_status cairn_runtime_begin(const cairn_model *model, cairn_session *session, uint32_t chunk_blocks,
                                            cairn_runtime **out);
 CAIRN_API void cairn_runtime_end(cairn_runtime *runtime);
-/* Feeds plain tokens; landmarks are put in where due. logits (vocab) of the last plain token, may be NULL (faster).
- * Many tokens run as chunks through OpenBLAS, one token through matrix-vector products. */
+/* Feeds plain tokens; landmarks are put in where due, the one that closes a block with the block's last token. logits
+ * (vocab) of the last plain token, may be NULL (faster). One token with logits runs through matrix-vector products;
+ * everything else as chunks through OpenBLAS, where a row's bits do not depend on how the tokens were cut into calls.
+ * INVALID for a token that is not in the vocabulary, before anything runs; after any other failure the stream is over.
+ */
 CAIRN_API cairn_status cairn_runtime_feed(cairn_runtime *runtime, const cairn_token *tokens, size_t n, float *logits);
 /* The same, logits (n, vocab) after every one of the tokens. */
 CAIRN_API cairn_status cairn_runtime_feed_all(cairn_runtime *runtime, const cairn_token *tokens, size_t n,
@@ -84,8 +89,10 @@ typedef struct cairn_sampler {
     float top_p;       /* 1 = all */
     uint64_t state;    /* seed; changes with every draw */
 } cairn_sampler;
-/* Picks the next token; ids the model never learnt to predict (control tokens, the landmark) are masked. logits (vocab)
- * are left alone. Greedy ties: the lowest id. */
+/* Picks the next token; ids the model never learnt to predict (control tokens, the landmark) are masked, the end of
+ * text (eos) only in a vocabulary of bytes. logits (vocab) are left alone. Greedy ties: the lowest id; top_p is not
+ * looked at.
+ */
 CAIRN_API cairn_status cairn_model_sample(const cairn_model *model, const float *logits, cairn_sampler *sampler,
                                           cairn_token *out);
 

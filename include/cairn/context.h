@@ -7,6 +7,7 @@
  *         cairn_session_attend(s, layer, T, q, out);
  *     cairn_session_advance(s, ids, T);
  *
+ * Where nobody needs the outcome of the last layer (ingest), its attend may be left out.
  * Rows are slots of the stream: every (C+1)-th row is a landmark. cairn_session_landmark_due tells when; the engine
  * feeds the landmark's token like any other row. Keys are given BEFORE rotary embedding; Cairn rotates.
  *

@@ -142,7 +142,7 @@ cairn_status cairn_context_fork(cairn_store *store, const char *parent, const ch
     record.parent = from.id;
     if (at_tokens == tokens) record.input = from.input; /* shorter: the input is no longer what it holds */
     record.input.done_tokens = at_tokens;
-    if ((status = store_segment_count(store, txn, ranges, range_count, +1, 0, NULL)) != CAIRN_OK) goto out;
+    if ((status = store_segment_count(store, txn, ranges, range_count, +1, 0, NULL, NULL)) != CAIRN_OK) goto out;
     if ((status = enter_context(store, txn, &record)) != CAIRN_OK) goto out;
     if ((status = store_context_put(store, txn, &record, ranges, range_count, tail, tail_count)) != CAIRN_OK) goto out;
     status = store_write_commit(store, "forking a context", &txn);
@@ -155,7 +155,7 @@ out:
 }
 
 /* The transaction of a drop; the lease is held. */
-static cairn_status remove_context(cairn_store *store, const char *name, uint64_t id, uint32_t *died)
+static cairn_status remove_context(cairn_store *store, const char *name, uint64_t id, uint64_t **dead, uint32_t *died)
 {
     MDB_txn *txn;
     context_record record;
@@ -168,13 +168,15 @@ static cairn_status remove_context(cairn_store *store, const char *name, uint64_
         status = cairn_fail(CAIRN_BUSY, "context '%s' was replaced by another of that name meanwhile", name);
         goto out;
     }
-    if ((ranges = store_context_ranges(&record, 0)) == NULL) {
-        status = CAIRN_NO_MEMORY;
+    ranges = store_context_ranges(&record, 0);
+    *dead = cairn_alloc_array(record.range_count, sizeof **dead);
+    if (ranges == NULL || *dead == NULL) {
+        status = cairn_fail(CAIRN_NO_MEMORY, "dropping '%s': %u ranges", name, record.range_count);
         goto out;
     }
     uint32_t range_count = record.range_count;
     store_key_id(key, id);
-    if ((status = store_segment_count(store, txn, ranges, range_count, -1, id, died)) != CAIRN_OK) goto out;
+    if ((status = store_segment_count(store, txn, ranges, range_count, -1, id, *dead, died)) != CAIRN_OK) goto out;
     if ((status = key_delete(store, txn, DB_NAME, name, strlen(name))) != CAIRN_OK) goto out;
     if ((status = key_delete(store, txn, DB_CONTEXT, key, sizeof key)) != CAIRN_OK) goto out;
     status = store_write_commit(store, "dropping a context", &txn);
@@ -198,22 +200,19 @@ static cairn_status id_of(cairn_store *store, const char *name, uint64_t *out)
 
 cairn_status cairn_context_drop(cairn_store *store, const char *name)
 {
-    uint64_t id = 0;
+    uint64_t id = 0, *dead = NULL;
     uint32_t died = 0;
     if (store->read_only)
         return cairn_fail(CAIRN_INVALID, "%s: dropping a context: the store was opened read-only", store->env->path);
     cairn_status status = id_of(store, name, &id);
     if (status == CAIRN_OK) status = store_lease_take(store, id, name);
     if (status != CAIRN_OK) return status;
-    status = remove_context(store, name, id, &died);
+    status = remove_context(store, name, id, &dead, &died);
     store_lease_give(store, id);
-    if (status != CAIRN_OK || died == 0) return status;
-    status = store_free_dying(store, NULL);
-    return status == CAIRN_OK ? status
-                              : cairn_fail_within(status,
-                                                  "'%s' is dropped, but its space is not all returned yet (sweep "
-                                                  "goes on with that)",
-                                                  name);
+    if (status == CAIRN_OK && (status = store_free_segments(store, dead, died)) != CAIRN_OK)
+        cairn_fail_within(status, "'%s' is dropped, but not all its space is returned (sweep goes on with that)", name);
+    cairn_free(dead);
+    return status;
 }
 
 cairn_status cairn_context_rename(cairn_store *store, const char *from, const char *to)

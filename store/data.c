@@ -45,7 +45,7 @@ cairn_status store_current_read(const char *store_path, uint32_t *number)
     char path[STORE_PATH_MAX], text[32];
     cairn_status status = store_join(path, store_path, "current");
     if (status != CAIRN_OK) return status;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
     if (fd < 0 && errno == ENOENT) return CAIRN_NOT_FOUND;
     if (fd < 0) return cairn_fail_errno(errno, "%s", path);
     ssize_t n = read(fd, text, sizeof text - 1);
@@ -70,7 +70,8 @@ cairn_status store_current_write(const char *store_path, uint32_t number)
     if (status == CAIRN_OK) status = store_join(beside, store_path, "current.new");
     if (status != CAIRN_OK) return status;
     int n = snprintf(text, sizeof text, "data-%u\n", number);
-    int fd = open(beside, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    if (unlink(beside) != 0 && errno != ENOENT) return cairn_fail_errno(errno, "%s", beside);
+    int fd = open(beside, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     if (fd < 0) return cairn_fail_errno(errno, "%s", beside);
     ssize_t wrote = write(fd, text, (size_t)n);
     int err = wrote < 0 ? errno : wrote != n ? ENOSPC : fchmod(fd, 0600) != 0 || fsync(fd) != 0 ? errno : 0;
@@ -163,11 +164,13 @@ cairn_status store_lmdb_fail(const store_data *data, int rc, const char *format,
 static _Thread_local struct {
     sigset_t old;
     bool pending;
+    unsigned depth; /* they may nest */
 } held;
 
 void store_hold_xfsz(void)
 {
     sigset_t xfsz, pending;
+    if (held.depth++ > 0) return;
     sigemptyset(&xfsz);
     sigaddset(&xfsz, SIGXFSZ);
     sigpending(&pending);
@@ -178,6 +181,8 @@ void store_hold_xfsz(void)
 void store_release_xfsz(void)
 {
     sigset_t xfsz, pending;
+    assert(held.depth > 0);
+    if (--held.depth > 0) return;
     sigpending(&pending);
     if (!held.pending && sigismember(&pending, SIGXFSZ) == 1) {
         sigemptyset(&xfsz);
@@ -196,7 +201,7 @@ static cairn_status prepare_file(const char *dir, const char *name, off_t bytes)
     char path[STORE_PATH_MAX];
     cairn_status status = store_join(path, dir, name);
     if (status != CAIRN_OK) return status;
-    int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600);
     if (fd < 0) return cairn_fail_errno(errno, "%s", path);
     int err = bytes > 0 && fallocate(fd, 0, 0, bytes) != 0 ? errno : 0;
     if (err == EOPNOTSUPP || err == ENOSYS) err = 0;
@@ -214,7 +219,9 @@ static cairn_status prepare_lock_file(const char *dir)
     struct stat st;
     cairn_status status = store_join(path, dir, "lock.mdb");
     if (status != CAIRN_OK) return status;
-    if (stat(path, &st) == 0 && st.st_size >= LOCK_FILE_BYTES && st.st_blocks * 512 >= LOCK_FILE_BYTES) return CAIRN_OK;
+    if (lstat(path, &st) == 0 && S_ISREG(st.st_mode) && st.st_size >= LOCK_FILE_BYTES &&
+        st.st_blocks * 512 >= LOCK_FILE_BYTES)
+        return CAIRN_OK;
     return prepare_file(dir, "lock.mdb", LOCK_FILE_BYTES);
 }
 
@@ -232,7 +239,11 @@ static cairn_status open_env(store_data *data, uint64_t map_bytes, uint64_t file
             (rc = mdb_env_set_maxreaders(data->env, STORE_READERS_MAX)) == 0 &&
             (rc = mdb_env_set_mapsize(data->env, bytes)) == 0)
             rc = mdb_env_open(data->env, data->path, flags, 0600);
-        if (rc == 0) return CAIRN_OK;
+        MDB_envinfo info;
+        if (rc == 0 && (rc = mdb_env_info(data->env, &info)) == 0) {
+            data->map_bytes = info.me_mapsize; /* never less than the file needs */
+            return CAIRN_OK;
+        }
         mdb_env_close(data->env);
         data->env = NULL;
         if (rc != ENOMEM || bytes <= least) return store_lmdb_fail(data, rc, "opening");
@@ -411,12 +422,21 @@ cairn_status store_data_open(const char *store_path, uint32_t number, uint64_t m
 {
     char file_path[STORE_PATH_MAX];
     struct statvfs fs;
+    struct stat st;
     page_file file = {0};
     *out = (store_data){.fd = -1, .number = number, .read_only = read_only};
     cairn_status status = data_path(store_path, number, out->path);
     if (status == CAIRN_OK) status = store_join(file_path, out->path, "data.mdb");
     if (status != CAIRN_OK) goto out;
-    out->fd = open(file_path, O_RDONLY | O_CLOEXEC);
+    if (lstat(out->path, &st) == 0 && !S_ISDIR(st.st_mode)) { /* a link could lead anywhere */
+        status = cairn_fail(CAIRN_CORRUPT, "%s: is not a directory", out->path);
+        goto out;
+    }
+    if (lstat(file_path, &st) == 0 && !S_ISREG(st.st_mode)) {
+        status = cairn_fail(CAIRN_CORRUPT, "%s: is not a file", file_path);
+        goto out;
+    }
+    out->fd = open(file_path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
     if (out->fd < 0) {
         status = errno == ENOENT ? cairn_fail(CAIRN_CORRUPT, "%s: the data file is missing", file_path)
                                  : cairn_fail_errno(errno, "%s", file_path);
@@ -505,6 +525,9 @@ cairn_status store_data_remove(const char *store_path, uint32_t number)
     char path[STORE_PATH_MAX], file[STORE_PATH_MAX];
     cairn_status status = data_path(store_path, number, path);
     if (status != CAIRN_OK) return status;
+    struct stat st;
+    if (lstat(path, &st) == 0 && !S_ISDIR(st.st_mode)) /* what a link points at is not ours */
+        return unlink(path) == 0 ? CAIRN_OK : cairn_fail_errno(errno, "%s", path);
     static const char *const names[] = {"data.mdb", "lock.mdb"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         if ((status = store_join(file, path, names[i])) != CAIRN_OK) return status;

@@ -121,13 +121,14 @@ static cairn_status lock_open(const char *path, bool read_only, int *out)
     char file[STORE_PATH_MAX];
     cairn_status status = store_join(file, path, "lock");
     if (status != CAIRN_OK) return status;
-    int fd = read_only ? open(file, O_RDONLY | O_CLOEXEC) : open(file, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    const int flags = O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK; /* a link or a pipe there is none of ours */
+    int fd = read_only ? open(file, O_RDONLY | flags) : open(file, O_RDWR | O_CREAT | flags, 0600);
     struct statvfs fs;
     if (fd < 0 && errno == ENOENT && read_only && statvfs(path, &fs) == 0 && (fs.f_flag & ST_RDONLY) != 0) {
         *out = -1; /* nobody can write here */
         return CAIRN_OK;
     }
-    if (fd < 0 && errno == ENOENT) fd = open(file, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    if (fd < 0 && errno == ENOENT) fd = open(file, O_RDWR | O_CREAT | flags, 0600);
     if (fd < 0 && errno == EROFS)
         return cairn_fail(CAIRN_IO, "%s: the file system is read-only; open the store read-only", path);
     if (fd < 0) return cairn_fail_errno(errno, "%s", file);
@@ -192,11 +193,17 @@ static cairn_status remove_leftovers(const char *path, uint32_t current)
     return status;
 }
 
+/* Makes a directory of the store that is not there, which is also how a copy that lost its empty ones is mended. */
 static cairn_status make_dir(const char *path, const char *name)
 {
     char full[STORE_PATH_MAX];
     cairn_status status = store_join(full, path, name);
     if (status != CAIRN_OK) return status;
+    struct stat st;
+    if (lstat(full, &st) == 0) {
+        if (S_ISDIR(st.st_mode)) return CAIRN_OK;
+        return cairn_fail(CAIRN_CORRUPT, "%s: is not a directory", full); /* a link could lead anywhere */
+    }
     if (mkdir(full, 0700) != 0 && errno != EEXIST) return cairn_fail_errno(errno, "%s", full);
     return chmod(full, 0700) == 0 ? CAIRN_OK : cairn_fail_errno(errno, "%s", full);
 }
@@ -280,6 +287,8 @@ static cairn_status env_open(const char *path, const struct stat *st, const cair
     if ((status = store_current_read(path, &number)) == CAIRN_NOT_FOUND)
         status = cairn_fail(CAIRN_NOT_FOUND, "no store at '%s'", path);
     if (status == CAIRN_OK && !opt->read_only) status = remove_leftovers(path, number);
+    if (status == CAIRN_OK && !opt->read_only) status = make_dir(path, "index");
+    if (status == CAIRN_OK && !opt->read_only) status = make_dir(path, "lease");
     if (status == CAIRN_OK)
         status =
             store_data_open(path, number, opt->map_bytes, opt->read_only, opt->no_sync, &env->data, &env->identity);
@@ -335,8 +344,10 @@ static cairn_status open_locked(const char *path, const cairn_store_options *opt
         pthread_mutex_unlock(&env->mutex);
         if (exclusive) return cairn_fail(CAIRN_BUSY, "%s: this process (%d) is compacting it", real, (int)getpid());
         if (!opt->no_sync && !env->data.read_only) { /* one handle that relies on the store makes it durable for all */
-            int rc = mdb_env_set_flags(env->data.env, MDB_NOSYNC, 0);
-            if (rc == 0) rc = mdb_env_sync(env->data.env, 1);
+            unsigned flags = 0;
+            int rc = mdb_env_get_flags(env->data.env, &flags);
+            if (rc == 0 && (flags & MDB_NOSYNC) != 0 && (rc = mdb_env_set_flags(env->data.env, MDB_NOSYNC, 0)) == 0)
+                rc = mdb_env_sync(env->data.env, 1);
             if (rc != 0) return store_lmdb_fail(&env->data, rc, "syncing");
         }
     }

@@ -34,7 +34,7 @@ cairn_status store_segment_put(cairn_store *store, MDB_txn *txn, const segment_r
 }
 
 cairn_status store_segment_count(cairn_store *store, MDB_txn *txn, const cairn_range *ranges, uint32_t n, int change,
-                                 uint64_t leaver, uint32_t *died)
+                                 uint64_t leaver, uint64_t *dead, uint32_t *died)
 {
     if (died != NULL) *died = 0;
     for (uint32_t i = 0; i < n; i++) {
@@ -57,7 +57,7 @@ cairn_status store_segment_count(cairn_store *store, MDB_txn *txn, const cairn_r
         if (info->references == 0) {
             record.owner = 0;
             record.state = SEGMENT_DYING;
-            if (died != NULL) ++*died;
+            if (died != NULL) dead[(*died)++] = info->id;
         }
         if ((status = store_segment_put(store, txn, &record)) != CAIRN_OK) return status;
     }
@@ -191,34 +191,41 @@ static cairn_status next_dying(cairn_store *store, uint64_t after, uint64_t *out
     return status;
 }
 
-cairn_status store_free_dying(cairn_store *store, uint64_t *freed_blocks)
+static cairn_status free_segment(cairn_store *store, uint64_t segment, uint64_t *blocks)
 {
-    uint64_t segment = 0, freed = 0;
-    cairn_status status;
-    while ((status = next_dying(store, segment, &segment)) == CAIRN_OK && segment != 0) {
-        uint32_t most = STORE_FREE_TILES;
-        for (bool done = false; !done && status == CAIRN_OK;) {
-            status = free_batch(store, segment, most, &freed, &done);
-            /* Freeing takes a few pages before it gives any: on a full disk less at a time may still fit */
-            if (status == CAIRN_FULL && most > 4) {
-                most /= 4;
-                status = CAIRN_OK;
-            }
+    uint32_t most = STORE_FREE_TILES;
+    cairn_status status = CAIRN_OK;
+    for (bool done = false; !done && status == CAIRN_OK;) {
+        status = free_batch(store, segment, most, blocks, &done);
+        /* Freeing takes a few pages before it gives any: on a full disk less at a time may still fit */
+        if (status == CAIRN_FULL && most > 4) {
+            most /= 4;
+            status = CAIRN_OK;
         }
-        if (status != CAIRN_OK) break;
     }
-    if (freed_blocks != NULL) *freed_blocks = freed;
+    return status;
+}
+
+cairn_status store_free_segments(cairn_store *store, const uint64_t *segments, uint32_t n)
+{
+    int gone = 0;
+    uint64_t blocks = 0;
+    cairn_status status = CAIRN_OK;
+    if (n > 0) mdb_reader_check(store->env->data.env, &gone); /* a dead reader would keep the freed pages from reuse */
+    for (uint32_t i = 0; i < n && status == CAIRN_OK; i++) status = free_segment(store, segments[i], &blocks);
     return status;
 }
 
 cairn_status cairn_store_sweep(cairn_store *store, uint64_t *out_freed)
 {
-    uint64_t freed = 0;
+    uint64_t segment = 0, freed = 0;
+    int gone = 0;
+    cairn_status status = CAIRN_OK;
     if (store->read_only)
         return cairn_fail(CAIRN_INVALID, "%s: sweeping: the store was opened read-only", store->env->path);
-    int dead = 0;
-    mdb_reader_check(store->env->data.env, &dead); /* a dead reader would keep the freed pages from reuse */
-    cairn_status status = store_free_dying(store, &freed);
+    mdb_reader_check(store->env->data.env, &gone);
+    while (status == CAIRN_OK && (status = next_dying(store, segment, &segment)) == CAIRN_OK && segment != 0)
+        status = free_segment(store, segment, &freed);
     if (out_freed != NULL) *out_freed = freed;
     return status;
 }

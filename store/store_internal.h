@@ -259,11 +259,12 @@ cairn_status store_tokens_get(cairn_store *store, MDB_txn *txn, uint64_t file_by
 cairn_status store_segment_get(cairn_store *store, MDB_txn *txn, uint64_t id, segment_record *out);
 cairn_status store_segment_put(cairn_store *store, MDB_txn *txn, const segment_record *record);
 /* Adds `change` (+1, -1) for each range to the reference counts of the segments they name. A segment that falls to 0 is
- * marked dying; *died counts those. `leaver` != 0: an open segment this context owned and that lives on is sealed. */
+ * marked dying; dead (n) gets those and *died their number (both may be NULL when none can die). `leaver` != 0: an
+ * open segment this context owned and that lives on is sealed. */
 cairn_status store_segment_count(cairn_store *store, MDB_txn *txn, const cairn_range *ranges, uint32_t n, int change,
-                                 uint64_t leaver, uint32_t *died);
-/* Frees every dying segment in short transactions. */
-cairn_status store_free_dying(cairn_store *store, uint64_t *freed_blocks);
+                                 uint64_t leaver, uint64_t *dead, uint32_t *died);
+/* Frees dying segments, each in short transactions. */
+cairn_status store_free_segments(cairn_store *store, const uint64_t *segments, uint32_t n);
 
 /* ---- lease.c ---- */
 

@@ -21,6 +21,8 @@ cairn_status cairn_writer_begin(cairn_store *store, const char *context, cairn_w
     cairn_writer *writer = cairn_calloc(1, sizeof *writer);
     if (writer == NULL) return cairn_fail(CAIRN_NO_MEMORY, "a writer of context '%.100s'", context);
     writer->store = store;
+    int gone = 0;
+    mdb_reader_check(store->env->data.env, &gone); /* a killed reader would keep freed pages from reuse */
     cairn_status status = store_read_begin(store, &txn);
     if (status != CAIRN_OK) goto out;
     status = store_context_named(store, txn, context, &record);
@@ -254,15 +256,18 @@ cairn_status cairn_writer_truncate(cairn_writer *writer)
     MDB_txn *txn;
     context_record record;
     cairn_range *ranges = NULL;
+    uint64_t *dead = NULL;
     uint32_t died = 0;
     cairn_status status = store_write_begin(store, "emptying a context", &txn);
     if (status != CAIRN_OK) return status;
     if ((status = context_of(writer, txn, &record)) != CAIRN_OK) goto out;
-    if ((ranges = store_context_ranges(&record, 0)) == NULL) {
-        status = CAIRN_NO_MEMORY;
+    ranges = store_context_ranges(&record, 0);
+    dead = cairn_alloc_array(record.range_count, sizeof *dead);
+    if (ranges == NULL || dead == NULL) {
+        status = cairn_fail(CAIRN_NO_MEMORY, "emptying '%s': %u ranges", record.name, record.range_count);
         goto out;
     }
-    status = store_segment_count(store, txn, ranges, record.range_count, -1, record.id, &died);
+    status = store_segment_count(store, txn, ranges, record.range_count, -1, record.id, dead, &died);
     if (status != CAIRN_OK) goto out;
     record.own_segment = 0;
     record.input = (cairn_input){0};
@@ -272,7 +277,9 @@ cairn_status cairn_writer_truncate(cairn_writer *writer)
 out:
     store_write_abort(store, txn);
     cairn_free(ranges);
-    return status == CAIRN_OK && died > 0 ? store_free_dying(store, NULL) : status;
+    if (status == CAIRN_OK) status = store_free_segments(store, dead, died);
+    cairn_free(dead);
+    return status;
 }
 
 cairn_status cairn_writer_info(cairn_writer *writer, cairn_context_info *out)

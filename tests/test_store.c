@@ -295,6 +295,68 @@ static void data_directories_the_pointer_does_not_name_are_removed_by_a_writing_
     free(left);
 }
 
+static void links_in_a_store_are_not_followed(void **state)
+{
+    fixture *fx = *state;
+    char *precious = test_path(fx->dir, "precious"), *file = test_path(precious, "data.mdb");
+    char *left = test_path(fx->path, "data-7"), *beside = test_path(fx->path, "current.new");
+    char *index = test_path(fx->path, "index"), *lock = test_path(fx->path, "lock");
+    cairn_store *store;
+    cairn_store_close(fx->store);
+    fx->store = NULL;
+    assert_int_equal(mkdir(precious, 0700), 0);
+    test_write_file(file, "precious", 8);
+    assert_int_equal(chmod(file, 0644), 0);
+    assert_int_equal(symlink(precious, left), 0); /* leftovers are removed: the link, not what it leads to */
+    assert_int_equal(symlink(file, beside), 0);
+    assert_ok(open_as(fx->path, false, false, NULL, &store));
+    cairn_store_close(store);
+    assert_int_equal(access(left, F_OK), -1);
+    assert_int_equal(unlink(lock), 0);
+    assert_int_equal(symlink(file, lock), 0);
+    assert_int_not_equal(open_as(fx->path, false, false, NULL, &store), CAIRN_OK);
+    assert_int_equal(unlink(lock), 0);
+    assert_int_equal(rmdir(index), 0);
+    assert_int_equal(symlink(precious, index), 0);
+    assert_int_equal(open_as(fx->path, false, false, NULL, &store), CAIRN_CORRUPT);
+    assert_says("index");
+    assert_int_equal(unlink(index), 0);
+    fixture_open(fx, false); /* and a copy that lost its empty directories is mended */
+    assert_int_equal(mode_of(fx->path, "index"), 0700);
+    assert_int_equal(mode_of(precious, "data.mdb"), 0644);
+    size_t n;
+    char *text = test_read_file(file, &n);
+    assert_int_equal(n, 8);
+    assert_memory_equal(text, "precious", 8);
+    free(text);
+    free(precious), free(file), free(left), free(beside), free(index), free(lock);
+}
+
+static void a_map_smaller_than_the_file_still_reads_all_of_it(void **state)
+{
+    fixture *fx = *state;
+    cairn_store_options opt;
+    cairn_writer *writer;
+    cairn_snapshot *snap;
+    fixture_context(fx, "a", 4, 300, 0);
+    cairn_store_close(fx->store);
+    cairn_store_options_init(&opt, sizeof opt);
+    opt.map_bytes = 1 << 20;
+    assert_ok(cairn_store_open(fx->path, &opt, &fx->store));
+    assert_true(fx->store->env->data.map_bytes > 3 << 20);
+    assert_ok(cairn_snapshot_begin(fx->store, &snap));
+    fixture_check_blocks(fx, snap, "a", 4, 290, 10);
+    cairn_snapshot_end(snap);
+    assert_ok(cairn_writer_begin(fx->store, "a", &writer));
+    static const uint8_t zeros[4096];
+    static const cairn_token tokens[5];
+    cairn_block_data blocks[64];
+    for (int i = 0; i < 64; i++) blocks[i] = (cairn_block_data){tokens, zeros, zeros};
+    assert_int_equal(cairn_writer_commit(writer, blocks, 64, NULL, 0, NULL), CAIRN_FULL);
+    cairn_writer_end(writer);
+    assert_sound(fx->store);
+}
+
 /* ---- blocks ---- */
 
 static void what_is_committed_comes_back_bit_for_bit(void **state)
@@ -733,6 +795,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_pointer_file_that_names_no_data_directory_is_corrupt, setup_tiny, teardown),
         cmocka_unit_test_setup_teardown(data_directories_the_pointer_does_not_name_are_removed_by_a_writing_open,
                                         setup_tiny, teardown),
+        cmocka_unit_test_setup_teardown(links_in_a_store_are_not_followed, setup_tiny, teardown),
+        cmocka_unit_test_setup_teardown(a_map_smaller_than_the_file_still_reads_all_of_it, setup_tiny, teardown),
         cmocka_unit_test(what_is_committed_comes_back_bit_for_bit),
         cmocka_unit_test(a_tile_starts_on_a_64_byte_line_and_its_scales_are_aligned),
         cmocka_unit_test(a_full_size_tile_wastes_almost_nothing_of_its_pages),

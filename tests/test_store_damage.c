@@ -280,13 +280,15 @@ static void a_drop_that_stopped_half_way_is_not_damage_and_sweep_finishes_it(voi
     MDB_txn *txn;
     uint8_t key[KEY_ID_BYTES];
     cairn_range range = {3, 0, 9};
+    uint64_t dead;
     uint32_t died;
     cairn_store_stat st;
     uint64_t freed;
     /* what drop's first transaction does, and some of what follows it */
     assert_ok(store_write_begin(fx->store, "test", &txn));
-    assert_ok(store_segment_count(fx->store, txn, &range, 1, -1, 3, &died));
+    assert_ok(store_segment_count(fx->store, txn, &range, 1, -1, 3, &dead, &died));
     assert_int_equal(died, 1);
+    assert_int_equal(dead, 3);
     MDB_val k = {5, (void *)"three"};
     assert_int_equal(mdb_del(txn, fx->store->env->data.dbi[DB_NAME], &k, NULL), 0);
     store_key_id(key, 3);

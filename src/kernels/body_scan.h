@@ -2,9 +2,14 @@
  * whose products add up in int32 lanes without saturation (vpmaddubsw would saturate).
  *
  * A group of 16 rows is dim * 16 bytes; per 64 of them (four dims of each row) and query: 2 broadcasts, 2 * NV madd and
- * 2 * NV additions, with NV vectors to 64 bytes. Eight queries share the unpacking of the row bytes. */
+ * 2 * NV additions, with NV vectors to 64 bytes. SCAN_QUERIES queries share the unpacking of the row bytes. */
 
-enum { NV = 16 / VL, SCAN_QUERIES = 8, SCAN_DIM_MAX = 1024, SCAN_AHEAD_BYTES = 4096 };
+enum { NV = 16 / VL };
+enum {
+    SCAN_QUERIES = 8 / NV, /* 8 sums stay in registers beside the two halves of the row bytes */
+    SCAN_DIM_MAX = 1024,
+    SCAN_AHEAD_BYTES = 4096
+};
 
 INLINE void scan_queries(const int NQ, const int8_t *rows, const float *row_scale, size_t groups, size_t dim,
                          const int32_t (*even)[SCAN_DIM_MAX / 4], const int32_t (*odd)[SCAN_DIM_MAX / 4],
@@ -53,7 +58,7 @@ static void scan_i8(const int8_t *rows, const float *row_scale, const int32_t *r
     row_scale += group * 16;
     for (size_t first = 0, some; first < nq; first += some) {
         size_t left = nq - first;
-        some = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+        some = left >= SCAN_QUERIES ? SCAN_QUERIES : left >= 4 ? 4 : left >= 2 ? 2 : 1;
         for (size_t i = 0; i < some; i++)
             for (size_t j = 0; j < dim / 4; j++) {
                 const int8_t *at = q + (first + i) * dim + 4 * j;
@@ -62,11 +67,13 @@ static void scan_i8(const int8_t *rows, const float *row_scale, const int32_t *r
             }
         const float *scales = q_scale + first;
         float *to = scores + first * ld;
-        switch (some) {
-        case 8: scan_queries(8, rows, row_scale, groups, dim, even, odd, scales, to, ld); break;
-        case 4: scan_queries(4, rows, row_scale, groups, dim, even, odd, scales, to, ld); break;
-        case 2: scan_queries(2, rows, row_scale, groups, dim, even, odd, scales, to, ld); break;
-        default: scan_queries(1, rows, row_scale, groups, dim, even, odd, scales, to, ld);
-        }
+        if (some == SCAN_QUERIES)
+            scan_queries(SCAN_QUERIES, rows, row_scale, groups, dim, even, odd, scales, to, ld);
+        else if (some == 4)
+            scan_queries(4, rows, row_scale, groups, dim, even, odd, scales, to, ld);
+        else if (some == 2)
+            scan_queries(2, rows, row_scale, groups, dim, even, odd, scales, to, ld);
+        else
+            scan_queries(1, rows, row_scale, groups, dim, even, odd, scales, to, ld);
     }
 }

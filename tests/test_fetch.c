@@ -657,6 +657,72 @@ static void a_store_cut_under_a_reading_process_is_an_error_there(void **state)
     fixture_free(fx);
 }
 
+static void a_read_the_system_refuses_says_where_and_why(void **state)
+{
+    (void)state;
+    for (size_t e = 3; e < sizeof engines / sizeof *engines; e++) { /* the buffered ones read by the store's number */
+        if (!use_engine(engines[e])) continue;
+        fixture *fx = fixture_new(SMALL);
+        uint64_t segment = fixture_context(fx, "a", 22, SMALL_BLOCKS, 0);
+        cairn_fetch *fetch = NULL;
+        cairn_snapshot *snap = NULL;
+        cairn_tile_view views[4];
+        cairn_tile_id ids[4];
+        for (size_t i = 0; i < 4; i++) ids[i] = tile_at(fx, segment, 3 * i);
+        assert_ok(cairn_snapshot_begin(fx->store, &snap));
+        assert_ok(cairn_fetch_new(fx->store, CAIRN_FETCH_READ, 1 << 20, &fetch));
+        fetch_and_check(fx, fetch, snap, 22, ids, NULL, 1);
+        int fd = fx->store->env->data.fd;
+        int saved = dup(fd);
+        int deaf = open("/dev/null", O_WRONLY | O_CLOEXEC); /* reading it is EBADF */
+        assert_int_equal(dup2(deaf, fd), fd);
+        assert_ok(cairn_fetch_submit(fetch, snap, ids, NULL, 4));
+        assert_int_equal(cairn_fetch_wait(fetch, views), CAIRN_IO);
+        assert_non_null(strstr(cairn_last_error(), "data.mdb: reading 4096 bytes at "));
+        assert_non_null(strstr(cairn_last_error(), "Bad file descriptor"));
+        assert_non_null(strstr(cairn_last_error(), "layer "));
+        assert_int_equal(dup2(saved, fd), fd);
+        assert_int_equal(hits_of(fx, fetch, snap, 22, ids, 4), 1); /* only what was read before */
+        close(deaf);
+        close(saved);
+        cairn_fetch_free(fetch);
+        cairn_snapshot_end(snap);
+        fixture_free(fx);
+    }
+    unsetenv("CAIRN_FETCH_READER");
+}
+
+static void a_ring_that_breaks_is_left_for_plain_reads(void **state)
+{
+    (void)state;
+    if (!use_engine("uring")) skip();
+    fixture *fx = fixture_new(SMALL);
+    uint64_t segment = fixture_context(fx, "a", 23, SMALL_BLOCKS, 0);
+    cairn_fetch *fetch = NULL;
+    cairn_snapshot *snap = NULL;
+    cairn_tile_id ids[SMALL_TILES];
+    for (size_t i = 0; i < SMALL_TILES; i++) ids[i] = tile_at(fx, segment, (i * 41) % SMALL_TILES);
+    assert_ok(cairn_snapshot_begin(fx->store, &snap));
+    assert_ok(cairn_fetch_new(fx->store, CAIRN_FETCH_READ, 1 << 20, &fetch));
+    fetch_and_check(fx, fetch, snap, 23, ids, NULL, 20);
+    int broken = 0;
+    for (int fd = 3; fd < 256; fd++) { /* the kernel's side of the ring is gone */
+        char link[64], target[256] = {0};
+        snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+        if (readlink(link, target, sizeof target - 1) < 0 || strstr(target, "io_uring") == NULL) continue;
+        int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+        assert_int_equal(dup2(null, fd), fd);
+        close(null);
+        broken++;
+    }
+    assert_int_equal(broken, 1);
+    for (int round = 0; round < 3; round++) fetch_and_check(fx, fetch, snap, 23, ids, NULL, SMALL_TILES);
+    cairn_fetch_free(fetch);
+    cairn_snapshot_end(snap);
+    fixture_free(fx);
+    unsetenv("CAIRN_FETCH_READER");
+}
+
 static void a_tile_that_is_not_there_is_named_and_the_next_batch_works(void **state)
 {
     (void)state;
@@ -858,6 +924,8 @@ int main(void)
         cmocka_unit_test(through_the_map_hashes_are_checked_when_the_store_was_opened_so),
         cmocka_unit_test(a_file_cut_under_the_reader_is_an_error_and_not_a_signal),
         cmocka_unit_test(a_store_cut_under_a_reading_process_is_an_error_there),
+        cmocka_unit_test(a_read_the_system_refuses_says_where_and_why),
+        cmocka_unit_test(a_ring_that_breaks_is_left_for_plain_reads),
         cmocka_unit_test(a_tile_that_is_not_there_is_named_and_the_next_batch_works),
         cmocka_unit_test(a_batch_nobody_waits_for_does_no_harm),
         cmocka_unit_test(allocations_that_fail_are_errors_and_the_next_batch_works),

@@ -65,7 +65,8 @@ typedef struct cairn_store_options {
                                 the file: reaching it is CAIRN_FULL, nothing committed is lost */
     bool read_only;          /* never writes; works on a read-only file system */
     bool create;             /* make the store if the directory does not exist or is empty; default false */
-    bool verify_reads;       /* check the hash of every tile handed out; default false (cairn_verify does) */
+    bool verify_reads;       /* check the hash of every tile a fetch hands out; default false (cairn_store_verify
+                                and cairn_snapshot_tile do) */
     bool no_sync;            /* for a store nobody relies on yet (import, compact); default false */
     cairn_geometry geometry; /* needed to create; otherwise, if layers != 0, must match the store */
     cairn_model_id model;    /* needed to create; otherwise, if fingerprint != 0, must match the store */
@@ -180,7 +181,8 @@ typedef struct cairn_tile_view { /* borrowed */
     const float *value_scales; /* (tokens), q8 only, else NULL */
 } cairn_tile_view;
 
-/* Checks header and hash. NOT_FOUND is an answer and leaves the error text alone. */
+/* Checks header and hash, whatever verify_reads says: for a step's tiles there is cairn_fetch. NOT_FOUND is an answer
+ * and leaves the error text alone. */
 CAIRN_API cairn_status cairn_snapshot_tile(cairn_snapshot *snap, cairn_tile_id id, cairn_tile_view *out);
 
 /* ---- fetching a step's tiles as one batch ---- */
@@ -274,8 +276,8 @@ typedef struct cairn_verify_report {
     uint64_t contexts, segments, blocks, tiles, bytes; /* looked at */
     uint64_t damaged;                                  /* records that failed */
 } cairn_verify_report;
-/* Calls `damage` with one sentence per damaged record. `deep` reads every tile, else a sample of structure and
- * all small records. CORRUPT if anything is damaged. `progress` (may be NULL) is called with bytes done and all. */
+/* Calls `damage` with one sentence per damaged record. All of the structure is read and all small records are checked
+ * against their hashes and each other; `deep` reads every tile, else the header of one tile in each block. CORRUPT if anything is damaged. `progress` (may be NULL) is called with bytes done and all. */
 CAIRN_API cairn_status cairn_store_verify(cairn_store *store, bool deep, void (*damage)(void *, const char *),
                                           bool (*progress)(void *, uint64_t done, uint64_t total), void *arg,
                                           cairn_verify_report *out);

@@ -277,7 +277,8 @@ typedef struct cairn_verify_report {
     uint64_t damaged;                                  /* records that failed */
 } cairn_verify_report;
 /* Calls `damage` with one sentence per damaged record. All of the structure is read and all small records are checked
- * against their hashes and each other; `deep` reads every tile, else the header of one tile in each block. CORRUPT if anything is damaged. `progress` (may be NULL) is called with bytes done and all. */
+ * against their hashes and each other; `deep` reads every tile, else the header of one tile in each block. CORRUPT if
+ * anything is damaged. `progress` (may be NULL) is called with bytes done and all. */
 CAIRN_API cairn_status cairn_store_verify(cairn_store *store, bool deep, void (*damage)(void *, const char *),
                                           bool (*progress)(void *, uint64_t done, uint64_t total), void *arg,
                                           cairn_verify_report *out);

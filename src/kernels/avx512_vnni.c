@@ -5,6 +5,8 @@
  * their 4 bytes a row. 255 * 128 * 1024 dims < 2^25: exact in int32.
  *
  * Per 64 row bytes (16 rows, four dims): one load, one xor, and a vpdpbusd with a broadcast operand for each query.
+ * One Zen 4 core, dim 128, from L3: 1 query 72 GB/s of rows, 4 queries 52 (420 Gop/s), 64 queries 430 Gop/s of 470;
+ * from DRAM 25 GB/s with 1 or 4 queries.
  */
 #include "twins_internal.h"
 

@@ -1,6 +1,5 @@
 /* body_vectors.h - vectors, conversion and layers, written once over vec512.h or vec256.h (included before it) and
  * compiled once for each. A row's arithmetic depends on its own length alone. */
-#include "half.h"
 #include "kernels_internal.h"
 
 #include <assert.h>

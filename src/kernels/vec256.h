@@ -121,6 +121,12 @@ INLINE vf v_load_f16(const void *p)
 {
     return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i_u *)p));
 }
+INLINE vf v_set_f16(const void *p) /* one element in every lane */
+{
+    short bits;
+    memcpy(&bits, p, sizeof bits);
+    return _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(bits)));
+}
 INLINE vf v_load_f16_n(const void *p, size_t n)
 {
     return _mm256_cvtph_ps(v_bytes_n(p, 2 * n));

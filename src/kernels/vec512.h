@@ -6,6 +6,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #include <immintrin.h>
 
@@ -109,6 +110,12 @@ INLINE vf v_ldexp(vf x, vf n)
 INLINE vf v_load_f16(const void *p)
 {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i_u *)p));
+}
+INLINE vf v_set_f16(const void *p) /* one element in every lane */
+{
+    short bits;
+    memcpy(&bits, p, sizeof bits);
+    return _mm512_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(bits)));
 }
 INLINE vf v_load_f16_n(const void *p, size_t n)
 {

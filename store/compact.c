@@ -11,12 +11,13 @@
 #include "store_internal.h"
 
 #include <dirent.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
 
-enum { COMMIT_BYTES = 2 << 20, TRIM_COMMITS = 8, BATCH_BYTES = 16 << 20 };
+enum { COMMIT_BYTES = 2 << 20, TRIM_COMMITS = 8, BATCH_BYTES = 16 << 20, DATA_NUMBER_MAX = 999999999 };
 
 typedef struct piece { /* blocks that stay together */
     uint64_t segment;
@@ -501,8 +502,10 @@ static cairn_status copy(compaction *c)
 static void remove_stale_indexes(const compaction *c)
 {
     char path[STORE_PATH_MAX];
-    int len = snprintf(path, sizeof path, "%s/index", cairn_store_path(c->store));
-    DIR *dir = len > 0 && (size_t)len < sizeof path ? opendir(path) : NULL;
+    if (store_join(path, cairn_store_path(c->store), "index") != CAIRN_OK) return;
+    int fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    DIR *dir = fd >= 0 ? fdopendir(fd) : NULL;
+    if (dir == NULL && fd >= 0) close(fd);
     if (dir == NULL) return;
     for (const struct dirent *entry; (entry = readdir(dir)) != NULL;) {
         unsigned long long segment;
@@ -525,7 +528,7 @@ cairn_status cairn_store_compact(cairn_store *store, bool (*progress)(void *, ui
     const char *path = cairn_store_path(store);
     if ((st = cairn_snapshot_begin(store, &c.snap)) != CAIRN_OK) goto out;
     if ((st = plan(&c)) != CAIRN_OK) goto out;
-    number = old->number + 1;
+    number = old->number < DATA_NUMBER_MAX ? old->number + 1 : 1;
     store_data_remove(path, number); /* of a compact that failed */
     if ((st = store_data_create(path, number, &store->env->identity, old->map_bytes, true, &c.fresh)) != CAIRN_OK)
         goto out;

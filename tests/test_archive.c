@@ -694,6 +694,26 @@ static void an_index_stays_with_what_stays_and_goes_with_what_moves(void **state
     fixture_free(fx);
 }
 
+static void compact_follows_no_link_out_of_the_store(void **state)
+{
+    (void)state;
+    fixture *fx = fixture_new(TINY);
+    char *index = test_path(fx->path, "index");
+    char *outside = test_path(fx->dir, "outside");
+    char *file = test_path(outside, "77-1.index");
+    fixture_context(fx, "a", 1, 2, 0);
+    assert_int_equal(mkdir(outside, 0700), 0);
+    test_write_file(file, "mine", 4);
+    assert_int_equal(rmdir(index), 0);
+    assert_int_equal(symlink(outside, index), 0);
+    assert_ok(cairn_store_compact(fx->store, NULL, NULL));
+    assert_int_equal(access(file, F_OK), 0);
+    free(index);
+    free(outside);
+    free(file);
+    fixture_free(fx);
+}
+
 static void compact_needs_the_store_to_itself(void **state)
 {
     (void)state;
@@ -856,6 +876,7 @@ int main(void)
         cmocka_unit_test(ids_are_never_used_twice_across_a_compact),
         cmocka_unit_test(a_fetch_that_was_there_before_reads_on_after),
         cmocka_unit_test(an_index_stays_with_what_stays_and_goes_with_what_moves),
+        cmocka_unit_test(compact_follows_no_link_out_of_the_store),
         cmocka_unit_test(compact_needs_the_store_to_itself),
         cmocka_unit_test(a_compact_that_is_stopped_or_meets_damage_leaves_the_old_store),
         cmocka_unit_test(a_compact_killed_at_any_moment_leaves_one_whole_store),

@@ -11,7 +11,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { READ_BYTES = 1 << 20 };
+enum { READ_BYTES = 1 << 20, FOOT_BYTES = 8 };
+static const char MAGIC[4] = {'C', 'R', 'N', 'I'};
 
 /* ---- a FILE that hashes what is written to it, and passes it on if there is a descriptor ---- */
 
@@ -39,21 +40,26 @@ static ssize_t sink_write(void *cookie, const char *data, size_t bytes)
     return (ssize_t)bytes;
 }
 
-static cairn_status write_to(const cairn_faiss *faiss, sink *s)
+static cairn_status write_to(const cairn_sealed *sealed, uint32_t dim, sink *s)
 {
     FILE *file = fopencookie(s, "w", (cookie_io_functions_t){.write = sink_write});
     if (file == NULL) return cairn_fail(CAIRN_NO_MEMORY, "stream for an index file");
     setvbuf(file, NULL, _IOFBF, 1 << 16);
-    cairn_status st = cairn_faiss_write(faiss, file);
+    cairn_status st = cairn_faiss_write(sealed->faiss, file);
+    char foot[FOOT_BYTES];
+    memcpy(foot, MAGIC, sizeof MAGIC);
+    cairn_put_le32(foot + 4, dim);
+    fwrite(foot, sizeof foot, 1, file);
+    fwrite(sealed->center, sizeof *sealed->center, dim, file); /* errors stay with the stream: fclose tells */
     if (fclose(file) != 0 && st == CAIRN_OK) st = cairn_fail_errno(s->error != 0 ? s->error : errno, "writing it");
     if (s->error != 0) st = cairn_fail_errno(s->error, "writing it");
     return st;
 }
 
-size_t cairn_sealed_file_bytes(const cairn_faiss *faiss)
+size_t cairn_sealed_file_bytes(const cairn_sealed *sealed, uint32_t dim)
 {
     sink s = {.fd = -1};
-    return write_to(faiss, &s) == CAIRN_OK ? s.bytes : 0;
+    return write_to(sealed, dim, &s) == CAIRN_OK ? s.bytes : 0;
 }
 
 /* The directory entry is durable only when the directory is. */
@@ -98,7 +104,7 @@ cairn_status cairn_sealed_save(const cairn_sealed *sealed, const cairn_kind *kin
         st = cairn_fail_errno(errno, "creating a file beside %s", path);
         goto out;
     }
-    if ((st = write_to(sealed->faiss, &s)) != CAIRN_OK) {
+    if ((st = write_to(sealed, dim, &s)) != CAIRN_OK) {
         st = cairn_fail_within(st, "%s", path);
     } else if (fsync(s.fd) != 0) {
         st = cairn_fail_errno(errno, "syncing %s", path);
@@ -144,12 +150,29 @@ out:
     return st;
 }
 
+/* What follows FAISS's bytes. */
+static cairn_status read_center(FILE *file, const char *path, uint32_t dim, float **out)
+{
+    char foot[FOOT_BYTES + 1]; /* one more than there should be after the center */
+    float *center = cairn_alloc_array(dim, sizeof *center);
+    if (center == NULL) return cairn_fail(CAIRN_NO_MEMORY, "reading %s", path);
+    if (fread(foot, FOOT_BYTES, 1, file) != 1 || memcmp(foot, MAGIC, sizeof MAGIC) != 0 ||
+        cairn_get_le32(foot + 4) != dim || fread(center, sizeof *center, dim, file) != dim ||
+        fread(foot, 1, 1, file) != 0) {
+        cairn_free(center);
+        return cairn_fail(CAIRN_CORRUPT, "index file %s does not end with the center of %u dimensions", path, dim);
+    }
+    *out = center;
+    return CAIRN_OK;
+}
+
 cairn_status cairn_sealed_load(cairn_sealed *sealed, const cairn_kind *kind, uint32_t dim, size_t rows,
                                const char *path, uint64_t hash, bool map)
 {
     cairn_status st;
     cairn_faiss *faiss = NULL;
     char *copy = NULL;
+    float *center = NULL;
     FILE *file = NULL;
     struct stat info;
     uint64_t found = 0;
@@ -180,6 +203,8 @@ cairn_status cairn_sealed_load(cairn_sealed *sealed, const cairn_kind *kind, uin
     } else if (cairn_faiss_rows(faiss) != rows) {
         st = cairn_fail(CAIRN_CORRUPT, "index file %s holds %zu rows, expected %zu", path, cairn_faiss_rows(faiss),
                         rows);
+    } else {
+        st = read_center(file, path, dim, &center);
     }
 out:
     if (file != NULL) {
@@ -194,6 +219,7 @@ out:
         return st;
     }
     *sealed = (cairn_sealed){.faiss = faiss, .rows = rows, .mapped = map, .path = copy, .hash = hash};
+    cairn_sealed_set_center(sealed, center, dim);
     /* A mapped index has its centroids in memory and its lists in the page cache: counted as nothing. */
     if (!map) sealed->bytes = (size_t)info.st_size;
     return CAIRN_OK;

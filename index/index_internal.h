@@ -253,13 +253,15 @@ cairn_status cairn_faiss_add(cairn_faiss *faiss, size_t n, const float *rows);
 cairn_status cairn_faiss_search(const cairn_faiss *faiss, size_t n, const float *q, size_t k, float *scores,
                                 int64_t *ids);
 cairn_status cairn_faiss_write(const cairn_faiss *faiss, FILE *file);
-/* `file` must come from fdopen or fopen when map is set. CORRUPT if FAISS cannot read it or the dimension or metric are
- * not ours. */
+/* Reads up to the end of what FAISS wrote. `file` must come from fdopen or fopen when map is set. CORRUPT if FAISS
+ * cannot read it or the dimension or metric are not ours. */
 cairn_status cairn_faiss_read(FILE *file, const char *params, uint32_t dim, bool map, cairn_faiss **out);
 
 typedef struct cairn_sealed {
     cairn_faiss *faiss; /* NULL: nothing sealed */
     size_t rows;
+    float *center; /* (dim) FAISS holds the rows minus this */
+    double center_norm;
     size_t bytes;  /* heap FAISS holds, as the size of what it would write */
     bool mapped;   /* lists are in a mapped file: read only */
     char *path;    /* of the mapped file */
@@ -267,6 +269,8 @@ typedef struct cairn_sealed {
 } cairn_sealed;
 
 void cairn_sealed_wipe(cairn_sealed *sealed);
+/* Takes a center (dim), made with cairn_alloc. */
+void cairn_sealed_set_center(cairn_sealed *sealed, float *center, uint32_t dim);
 /* Rows [sealed->rows, upto) come in. On failure nothing is sealed any more. */
 cairn_status cairn_sealed_extend(cairn_sealed *sealed, const cairn_kind *kind, const cairn_rows *rows, size_t upto);
 /* Offers what FAISS finds to the prepared queries and moves their `from` past the sealed rows; a query for which that
@@ -281,7 +285,7 @@ cairn_status cairn_sealed_load(cairn_sealed *sealed, const cairn_kind *kind, uin
 /* Lists in a mapped file cannot be changed: reads the file again, into memory. */
 cairn_status cairn_sealed_unmap(cairn_sealed *sealed, const cairn_kind *kind, uint32_t dim);
 /* What FAISS would write, in bytes; 0 if it cannot say. */
-size_t cairn_sealed_file_bytes(const cairn_faiss *faiss);
+size_t cairn_sealed_file_bytes(const cairn_sealed *sealed, uint32_t dim);
 
 struct cairn_index {
     cairn_kind kind;

@@ -2,64 +2,9 @@
  *
  * The witness is a full sort over scores accumulated in double from the rows as they were given (converted here, not by
  * the library), and for equality to the last bit a full sort of cairn_index_scores. */
-#include <math.h>
 #include <pthread.h>
-#include <stdio.h>
-#include <stdlib.h>
 
-#include <index_internal.h>
-
-#include "support.h"
-
-/* ---- keys of real shape: clusters that last over neighbouring rows, a common offset, a decaying spectrum ---- */
-
-typedef struct key_shape {
-    float offset;  /* size of the common part */
-    float outlier; /* every 16th channel is so many times larger */
-} key_shape;
-static const key_shape mild = {1.5f, 1};
-static const key_shape harsh = {8, 10};
-
-static void make_keys(test_random *r, key_shape shape, size_t n, uint32_t dim, float *x)
-{
-    enum { CLUSTERS = 64 };
-    float *mean = cairn_alloc_array(dim, sizeof *mean);
-    float *spread = cairn_alloc_array(dim, sizeof *spread);
-    float *center = cairn_alloc_array((size_t)CLUSTERS * dim, sizeof *center);
-    for (uint32_t j = 0; j < dim; j++) {
-        mean[j] = shape.offset * test_random_normal(r);
-        spread[j] = 2.0f / sqrtf(1 + 0.15f * (float)(j * 37 % dim)) * (j % 16 == 0 ? shape.outlier : 1);
-    }
-    for (size_t i = 0; i < (size_t)CLUSTERS * dim; i++) center[i] = test_random_normal(r) * spread[i % dim];
-    size_t c = 0;
-    for (size_t i = 0; i < n; i++) {
-        if (test_random_below(r, 8) == 0) c = test_random_below(r, CLUSTERS);
-        for (uint32_t j = 0; j < dim; j++)
-            x[i * dim + j] = mean[j] + center[c * dim + j] + 0.7f * spread[j] * test_random_normal(r);
-    }
-    cairn_free(mean);
-    cairn_free(spread);
-    cairn_free(center);
-}
-
-/* Queries that are no keys: mixed, turned by 45 degrees in pairs of channels, with an offset of their own; scaled. */
-static void make_queries(test_random *r, size_t nq, const float *x, size_t n, uint32_t dim, float *q)
-{
-    float scale = 1 / sqrtf((float)dim);
-    for (size_t i = 0; i < nq; i++) {
-        const float *a = x + test_random_below(r, (uint32_t)n) * dim;
-        const float *b = x + test_random_below(r, (uint32_t)n) * dim;
-        float *o = q + i * dim;
-        for (uint32_t j = 0; j < dim; j++) o[j] = 0.7f * a[j] + 0.3f * b[j] + 0.5f * test_random_normal(r);
-        for (uint32_t j = 0; j + 1 < dim; j += 2) {
-            float u = o[j];
-            float v = o[j + 1];
-            o[j] = 0.7071f * (u - v);
-            o[j + 1] = 0.7071f * (u + v);
-        }
-        for (uint32_t j = 0; j < dim; j++) o[j] = (o[j] + 1.0f) * scale;
-    }
-}
+#include "index_keys.h"
 
 /* The element types, written out: what a row means does not come from the library's own conversion. */
 static float from_half(uint16_t h)
@@ -85,102 +30,6 @@ static double element(const void *rows, cairn_dtype dtype, size_t i)
     return (double)(dtype == CAIRN_F16 ? from_half(v) : from_bf16(v));
 }
 
-typedef struct keys {
-    uint32_t dim;
-    size_t n, nq;
-    cairn_dtype dtype;
-    float *wide, *q; /* as made, before rounding to the row type */
-    void *rows;
-} keys;
-
-static keys keys_new(uint64_t seed, key_shape shape, size_t n, size_t nq, uint32_t dim, cairn_dtype dtype)
-{
-    test_random r = {seed};
-    keys k = {.dim = dim, .n = n, .nq = nq, .dtype = dtype};
-    k.wide = cairn_alloc_array(n * dim, sizeof *k.wide);
-    k.q = cairn_alloc_array(nq * dim, sizeof *k.q);
-    k.rows = cairn_alloc_array(n * dim, 4);
-    make_keys(&r, shape, n, dim, k.wide);
-    make_queries(&r, nq, k.wide, n, dim, k.q);
-    cairn_kernels_best()->narrow(k.rows, k.wide, dtype, n * dim);
-    return k;
-}
-static void keys_free(keys *k)
-{
-    cairn_free(k->wide);
-    cairn_free(k->q);
-    cairn_free(k->rows);
-}
-static const void *key_at(const keys *k, size_t i)
-{
-    return (const char *)k->rows + i * k->dim * cairn_dtype_size(k->dtype);
-}
-
-static cairn_index *index_of(const char *kind, const keys *k)
-{
-    cairn_index *index = NULL;
-    assert_ok(cairn_index_new(kind, k->dim, k->dtype, &index));
-    assert_ok(cairn_index_add(index, k->n, k->rows));
-    return index;
-}
-static cairn_index_scratch *scratch_new(void)
-{
-    cairn_index_scratch *scratch = NULL;
-    assert_ok(cairn_index_scratch_new(&scratch));
-    return scratch;
-}
-
-/* ---- the witnesses ---- */
-
-static int better_first(const void *a, const void *b)
-{
-    const cairn_index_hit *x = a;
-    const cairn_index_hit *y = b;
-    if (x->score != y->score) return x->score > y->score ? -1 : 1;
-    return x->id > y->id ? -1 : 1;
-}
-
-/* What [lo, hi) sorts to, by the index's own exact scores. */
-static cairn_index_hit *sorted_hits(const cairn_index *index, const float *q, uint32_t lo, uint32_t hi)
-{
-    float *scores = cairn_alloc_array(hi - lo, sizeof *scores);
-    cairn_index_hit *all = cairn_alloc_array(hi - lo, sizeof *all);
-    cairn_index_scores(index, q, lo, hi, scores);
-    for (uint32_t i = lo; i < hi; i++) all[i - lo] = (cairn_index_hit){i, scores[i - lo]};
-    qsort(all, hi - lo, sizeof *all, better_first);
-    cairn_free(scores);
-    return all;
-}
-
-static void assert_search_is_a_full_sort(const cairn_index *index, const cairn_index_query *queries, size_t nq,
-                                         uint32_t k)
-{
-    cairn_index_scratch *scratch = scratch_new();
-    cairn_index_hit *hits = cairn_alloc_array(nq * k + 1, sizeof *hits);
-    uint32_t *found = cairn_alloc_array(nq, sizeof *found);
-    assert_ok(cairn_index_search(index, scratch, queries, nq, k, hits, found, NULL));
-    for (size_t i = 0; i < nq; i++) {
-        uint32_t width = queries[i].hi > queries[i].lo ? queries[i].hi - queries[i].lo : 0;
-        assert_int_equal(found[i], k < width ? k : width);
-        cairn_index_hit *all = sorted_hits(index, queries[i].q, queries[i].lo, queries[i].lo + width);
-        for (uint32_t h = 0; h < found[i]; h++) {
-            assert_int_equal(hits[i * k + h].id, all[h].id);
-            assert_true(hits[i * k + h].score == all[h].score);
-        }
-        cairn_free(all);
-    }
-    cairn_free(hits);
-    cairn_free(found);
-    cairn_index_scratch_free(scratch);
-}
-
-static cairn_index_query *whole(const keys *k)
-{
-    cairn_index_query *queries = cairn_alloc_array(k->nq, sizeof *queries);
-    for (size_t i = 0; i < k->nq; i++) queries[i] = (cairn_index_query){k->q + i * k->dim, 0, (uint32_t)k->n};
-    return queries;
-}
-
 /* ---- scores ---- */
 
 static void scores_are_the_inner_products_of_the_stored_rows(void **state)
@@ -189,7 +38,7 @@ static void scores_are_the_inner_products_of_the_stored_rows(void **state)
     const cairn_dtype dtypes[] = {CAIRN_F32, CAIRN_F16, CAIRN_BF16};
     for (size_t t = 0; t < 3; t++)
         for (uint32_t dim = 4; dim <= 128; dim += 31) {
-            keys k = keys_new(dim, mild, 300, 2, dim, dtypes[t]);
+            keys k = keys_new(dim, MILD, 300, 2, dim, dtypes[t]);
             cairn_index *index = index_of("scan", &k);
             float scores[300];
             float row[128];
@@ -226,7 +75,7 @@ static void scan_and_exact_give_what_a_full_sort_gives(void **state)
     const char *const kinds[] = {"scan", "exact"};
     for (size_t d = 0; d < 6; d++)
         for (size_t s = 0; s < 4; s++) {
-            keys k = keys_new(d * 10 + s, d % 2 == 0 ? mild : harsh, sizes[s], 9, dims[d], dtypes[(d + s) % 3]);
+            keys k = keys_new(d * 10 + s, d % 2 == 0 ? MILD : HARSH, sizes[s], 9, dims[d], dtypes[(d + s) % 3]);
             cairn_index_query *queries = whole(&k);
             for (size_t kind = 0; kind < 2; kind++) {
                 cairn_index *index = index_of(kinds[kind], &k);
@@ -243,7 +92,7 @@ static void only_rows_of_the_range_count(void **state)
 {
     (void)state;
     test_random r = {5};
-    keys k = keys_new(5, mild, 6000, 70, 32, CAIRN_F16);
+    keys k = keys_new(5, MILD, 6000, 70, 32, CAIRN_F16);
     const char *const kinds[] = {"scan", "exact"};
     for (size_t kind = 0; kind < 2; kind++) {
         cairn_index *index = index_of(kinds[kind], &k);
@@ -265,7 +114,7 @@ static void only_rows_of_the_range_count(void **state)
 static void a_range_beyond_the_rows_is_refused_with_its_numbers(void **state)
 {
     (void)state;
-    keys k = keys_new(6, mild, 40, 1, 8, CAIRN_F32);
+    keys k = keys_new(6, MILD, 40, 1, 8, CAIRN_F32);
     cairn_index *index = index_of("scan", &k);
     cairn_index_scratch *scratch = scratch_new();
     cairn_index_query query = {k.q, 5, 41};
@@ -281,7 +130,7 @@ static void a_range_beyond_the_rows_is_refused_with_its_numbers(void **state)
 static void no_rows_no_queries_and_k_zero_are_answers(void **state)
 {
     (void)state;
-    keys k = keys_new(7, mild, 700, 3, 16, CAIRN_F16);
+    keys k = keys_new(7, MILD, 700, 3, 16, CAIRN_F16);
     cairn_index *empty = NULL;
     assert_ok(cairn_index_new("", k.dim, k.dtype, &empty));
     assert_string_equal(cairn_index_kind(empty), "scan");
@@ -391,7 +240,7 @@ static void the_proof_costs_few_full_precision_scores(void **state)
         double most; /* rows scored in full precision per query, as a multiple of k */
     } cases[] = {{32, 4, 4}, {64, 8, 4}, {128, 16, 6}};
     for (size_t c = 0; c < 3; c++) {
-        keys k = keys_new(20 + c, mild, 16000, 64, cases[c].dim, CAIRN_F16);
+        keys k = keys_new(20 + c, MILD, 16000, 64, cases[c].dim, CAIRN_F16);
         cairn_index *index = index_of("scan", &k);
         cairn_index_scratch *scratch = scratch_new();
         cairn_index_query *queries = whole(&k);
@@ -414,7 +263,7 @@ static void the_proof_costs_few_full_precision_scores(void **state)
 static void what_is_not_a_number_ranks_last_and_harms_nobody(void **state)
 {
     (void)state;
-    keys k = keys_new(11, mild, 3000, 4, 32, CAIRN_F32);
+    keys k = keys_new(11, MILD, 3000, 4, 32, CAIRN_F32);
     float *rows = k.rows;
     rows[700 * 32 + 3] = NAN;
     rows[701 * 32 + 3] = INFINITY;
@@ -452,7 +301,7 @@ static void what_is_not_a_number_ranks_last_and_harms_nobody(void **state)
 static void a_row_is_found_the_moment_it_is_added(void **state)
 {
     (void)state;
-    keys k = keys_new(12, mild, 1500, 1, 32, CAIRN_F16);
+    keys k = keys_new(12, MILD, 1500, 1, 32, CAIRN_F16);
     cairn_index *index = NULL;
     assert_ok(cairn_index_new("scan", k.dim, k.dtype, &index));
     cairn_index_scratch *scratch = scratch_new();
@@ -476,7 +325,7 @@ static void a_row_is_found_the_moment_it_is_added(void **state)
 static void answers_do_not_depend_on_how_rows_and_queries_came(void **state)
 {
     (void)state;
-    keys k = keys_new(13, mild, 9000, 130, 32, CAIRN_F16);
+    keys k = keys_new(13, MILD, 9000, 130, 32, CAIRN_F16);
     cairn_index *at_once = index_of("scan", &k);
     cairn_index *by_parts = NULL;
     assert_ok(cairn_index_new("scan", k.dim, k.dtype, &by_parts));
@@ -530,7 +379,7 @@ static void answers_do_not_depend_on_how_rows_and_queries_came(void **state)
 static void memory_grows_with_the_rows_and_by_chunks(void **state)
 {
     (void)state;
-    keys k = keys_new(15, mild, 20000, 1, 32, CAIRN_F16);
+    keys k = keys_new(15, MILD, 20000, 1, 32, CAIRN_F16);
     cairn_index *index = NULL;
     assert_ok(cairn_index_new("scan", k.dim, k.dtype, &index));
     assert_true(cairn_index_bytes(index) < 8 << 10);
@@ -553,7 +402,7 @@ static void memory_grows_with_the_rows_and_by_chunks(void **state)
 static void a_failed_allocation_leaves_everything_as_it_was(void **state)
 {
     (void)state;
-    keys k = keys_new(16, mild, 9000, 2, 16, CAIRN_F16);
+    keys k = keys_new(16, MILD, 9000, 2, 16, CAIRN_F16);
     cairn_index_hit hits[2][5];
     cairn_index_hit wanted[5];
     uint32_t found[2];
@@ -597,7 +446,7 @@ static void the_mass_is_the_log_sum_of_all_scores_within_its_error(void **state)
     const char *const kinds[] = {"scan", "exact"};
     const uint32_t dims[] = {32, 128, 5};
     for (size_t d = 0; d < 3; d++) {
-        keys k = keys_new(30 + d, d == 2 ? harsh : mild, 5000, 12, dims[d], CAIRN_F16);
+        keys k = keys_new(30 + d, d == 2 ? HARSH : MILD, 5000, 12, dims[d], CAIRN_F16);
         cairn_index_query *queries = whole(&k);
         queries[3].lo = 2000;
         queries[4].hi = 100;
@@ -646,7 +495,7 @@ static void the_mass_is_the_log_sum_of_all_scores_within_its_error(void **state)
 static void mass_survives_scores_too_large_for_exp(void **state)
 {
     (void)state;
-    keys k = keys_new(40, mild, 2000, 1, 32, CAIRN_F32);
+    keys k = keys_new(40, MILD, 2000, 1, 32, CAIRN_F32);
     for (size_t j = 0; j < 32; j++) k.q[j] *= 1000;
     cairn_index *index = index_of("scan", &k);
     cairn_index_scratch *scratch = scratch_new();
@@ -688,7 +537,7 @@ static void *seek(void *arg)
 static void two_threads_search_one_index(void **state)
 {
     (void)state;
-    keys k = keys_new(41, mild, 4000, 64, 32, CAIRN_F16);
+    keys k = keys_new(41, MILD, 4000, 64, 32, CAIRN_F16);
     cairn_index *index = index_of("scan", &k);
     cairn_index_query *queries = whole(&k);
     cairn_index_hit hits[3][64 * 4];

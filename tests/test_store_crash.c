@@ -272,7 +272,7 @@ static void after_kill_9_at_any_moment_contexts_hold_whole_blocks_and_verify_is_
     (void)state;
     fixture *fx = new_fixture();
     test_random random = {4242};
-    uint64_t blocks = 0, freed = 0;
+    uint64_t blocks = 0, freed;
     assert_ok(open_store(fx->path, true, 0, &fx->store));
     assert_ok(cairn_context_create(fx->store, "a", NULL));
     cairn_store_close(fx->store);
@@ -287,7 +287,6 @@ static void after_kill_9_at_any_moment_contexts_hold_whole_blocks_and_verify_is_
         cairn_context_info info;
         cairn_token tail[63], expected[63];
         size_t n;
-        uint64_t freed_now;
         assert_ok(cairn_snapshot_begin(fx->store, &snap));
         assert_ok(cairn_snapshot_context(snap, "a", &info));
         if (info.blocks > 6) fixture_check_blocks(fx, snap, "a", 77, info.blocks - 6, 6);
@@ -296,14 +295,65 @@ static void after_kill_9_at_any_moment_contexts_hold_whole_blocks_and_verify_is_
         assert_memory_equal(tail, expected, n * sizeof *tail);
         assert_int_equal(info.input.done_tokens, info.tokens);
         cairn_snapshot_end(snap);
-        assert_ok(cairn_store_sweep(fx->store, &freed_now));
+        assert_ok(cairn_store_sweep(fx->store, &freed));
         assert_clean(fx->store);
         cairn_store_close(fx->store);
         blocks += info.blocks;
-        freed += freed_now;
     }
     assert_true(blocks > 100);
-    print_message("60 kills: %llu blocks freed by sweep after a killed drop or truncate\n", (unsigned long long)freed);
+    fx->store = NULL;
+    fixture_free(fx);
+}
+
+static void drop_until_killed(int in, int out, void *arg)
+{
+    fixture *fx = arg;
+    (void)in;
+    must(open_store(fx->path, false, 0, &fx->store) == CAIRN_OK);
+    tell(out);
+    must(cairn_context_drop(fx->store, "a") == CAIRN_OK);
+    cairn_store_close(fx->store);
+}
+
+static void a_drop_killed_half_way_leaves_no_context_and_sweep_returns_the_rest(void **state)
+{
+    (void)state;
+    fixture *fx = new_fixture();
+    test_random random = {31};
+    int half = 0;
+    for (int round = 0; round < 40 && (round < 8 || half == 0); round++) {
+        cairn_writer *writer;
+        cairn_store_stat st;
+        uint64_t freed;
+        assert_ok(open_store(fx->path, true, 0, &fx->store));
+        assert_ok(cairn_context_create(fx->store, "a", NULL));
+        assert_ok(cairn_writer_begin(fx->store, "a", &writer));
+        for (uint64_t i = 0; i < 256; i += 8)
+            assert_ok(commit(fx, writer, 2, i, 8, 0)); /* 1024 tiles: 5 transactions */
+        cairn_writer_end(writer);
+        cairn_store_close(fx->store);
+        child c = start(drop_until_killed, fx);
+        assert_true(hear(c.from));
+        usleep(test_random_below(&random, 15000));
+        kill(c.pid, SIGKILL);
+        end(c);
+        assert_ok(open_store(fx->path, false, 0, &fx->store));
+        assert_clean(fx->store);
+        assert_ok(cairn_store_stat_get(fx->store, &st));
+        if (st.contexts == 1) { /* killed before the first transaction: nothing has happened */
+            assert_int_equal(st.tiles, 1024);
+            assert_ok(cairn_context_drop(fx->store, "a"));
+        } else {
+            assert_ok(cairn_store_sweep(fx->store, &freed));
+            assert_int_equal(freed > 0, st.blocks > 0);
+            half += freed > 0;
+        }
+        assert_ok(cairn_store_stat_get(fx->store, &st));
+        assert_int_equal(st.tiles + st.blocks + st.segments + st.contexts, 0);
+        assert_clean(fx->store);
+        cairn_store_close(fx->store);
+    }
+    assert_true(half > 0);
     fx->store = NULL;
     fixture_free(fx);
 }
@@ -627,6 +677,7 @@ int main(void)
         cmocka_unit_test(a_handle_does_not_survive_a_fork_but_the_child_may_open_its_own),
         cmocka_unit_test(processes_that_create_one_store_at_once_get_the_same_one),
         cmocka_unit_test(after_kill_9_at_any_moment_contexts_hold_whole_blocks_and_verify_is_clean),
+        cmocka_unit_test(a_drop_killed_half_way_leaves_no_context_and_sweep_returns_the_rest),
         cmocka_unit_test(a_creation_killed_at_any_moment_is_finished_by_the_next),
         cmocka_unit_test(a_full_map_is_full_and_a_drop_makes_room_again),
         cmocka_unit_test(a_full_disk_is_full_and_a_drop_makes_room_again),

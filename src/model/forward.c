@@ -403,11 +403,9 @@ cairn_status forward_init(cairn_runtime *rt)
     size_t at_once = HIDDEN_BYTES / hidden_bytes;
     rt->hidden_blocks = at_once < 1 ? 1 : at_once < rt->chunk_blocks ? (uint32_t)at_once : rt->chunk_blocks;
 
-    const weight *shapes[] = {&rt->model->layers[0].q, &rt->model->layers[0].o, &rt->model->layers[0].down,
-                              &rt->model->layers[0].gate, &rt->model->output};
-    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
-        rt->panel_floats = larger(rt->panel_floats, panel_rows(shapes[i]) * shapes[i]->cols);
-    rt->panel_floats = larger(rt->panel_floats, panel_rows(&rt->model->layers[0].k) * info->width);
+    const model_layer *layer = &rt->model->layers[0]; /* all have its shapes */
+    const weight *const shapes[6] = {&layer->q, &layer->k, &layer->o, &layer->gate, &layer->down, &rt->model->output};
+    for (size_t i = 0; i < 6; i++) rt->panel_floats = larger(rt->panel_floats, panel_rows(shapes[i]) * shapes[i]->cols);
     rt->scratch_floats = rt->panel_floats + B * panel_rows(&rt->model->output);
 
     size_t rows = rt->chunk_blocks * B;

@@ -53,7 +53,7 @@ typedef struct gguf_tensor {
 typedef struct gguf {
     const uint8_t *data; /* all of the file */
     size_t bytes;
-    bool mapped; /* gguf_close unmaps */
+    void *map; /* gguf_close unmaps it; NULL = the caller's bytes */
     uint32_t version;
     size_t alignment;
     size_t n_values;

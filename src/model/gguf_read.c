@@ -288,16 +288,14 @@ static int by_name(const void *a, const void *b)
     return compare_text(((const gguf_tensor *)a)->name, ((const gguf_tensor *)b)->name);
 }
 
-/* Room for one more entry in a table of *cap; doubled as needed. */
-static cairn_status reserve(void **table, size_t n, size_t *cap, size_t size, const char *what)
+/* Room for one more entry in a table of *cap, doubled as needed; NULL when out of memory, the old table stays. */
+static void *reserve(void *table, size_t n, size_t *cap, size_t size)
 {
-    if (n < *cap) return CAIRN_OK;
+    if (table != NULL && n < *cap) return table;
     size_t wanted = *cap != 0 ? *cap * 2 : 64;
-    void *bigger = cairn_grow(*table, n * size, wanted, size);
-    if (bigger == NULL) return cairn_fail(CAIRN_NO_MEMORY, "table of %zu GGUF %s", wanted, what);
-    *table = bigger;
-    *cap = wanted;
-    return CAIRN_OK;
+    void *bigger = cairn_grow(table, n * size, wanted, size);
+    if (bigger != NULL) *cap = wanted;
+    return bigger;
 }
 
 static cairn_status read_header(cursor *c, gguf *file, uint64_t *n_tensors, uint64_t *n_values)
@@ -325,13 +323,12 @@ static cairn_status read_header(cursor *c, gguf *file, uint64_t *n_tensors, uint
 static cairn_status read_values(cursor *c, gguf *file, uint64_t n)
 {
     size_t cap = 0;
-    void *table = NULL;
-    cairn_status st = CAIRN_OK;
+    cairn_status st;
     while (file->n_values < n) {
-        st = reserve(&table, file->n_values, &cap, sizeof *file->values, "keys");
+        gguf_value *table = reserve(file->values, file->n_values, &cap, sizeof *table);
+        if (table == NULL) return cairn_fail(CAIRN_NO_MEMORY, "table of %zu GGUF keys", file->n_values + 1);
         file->values = table;
-        if (st != CAIRN_OK) return st;
-        if ((st = take_value(c, file->n_values, &file->values[file->n_values])) != CAIRN_OK) return st;
+        if ((st = take_value(c, file->n_values, &table[file->n_values])) != CAIRN_OK) return st;
         file->n_values++;
     }
     if (n != 0) qsort(file->values, file->n_values, sizeof *file->values, by_key);
@@ -351,20 +348,23 @@ static cairn_status read_tensors(cursor *c, gguf *file, uint64_t n)
 {
     size_t cap = 0;
     size_t cap_offsets = 0;
-    void *table = NULL;
-    void *offsets = NULL;
+    uint64_t *offsets = NULL;
     size_t start;
     cairn_status st = CAIRN_OK;
     while (file->n_tensors < n) {
-        st = reserve(&table, file->n_tensors, &cap, sizeof *file->tensors, "tensors");
-        file->tensors = table;
-        if (st != CAIRN_OK) goto out;
-        if ((st = reserve(&offsets, file->n_tensors, &cap_offsets, sizeof(uint64_t), "tensors")) != CAIRN_OK) goto out;
-        st = take_tensor(c, file->n_tensors, &file->tensors[file->n_tensors], (uint64_t *)offsets + file->n_tensors);
+        gguf_tensor *table = reserve(file->tensors, file->n_tensors, &cap, sizeof *table);
+        if (table != NULL) file->tensors = table;
+        uint64_t *places = reserve(offsets, file->n_tensors, &cap_offsets, sizeof *places);
+        if (places != NULL) offsets = places;
+        if (table == NULL || places == NULL) {
+            st = cairn_fail(CAIRN_NO_MEMORY, "table of %zu GGUF tensors", file->n_tensors + 1);
+            goto out;
+        }
+        st = take_tensor(c, file->n_tensors, &table[file->n_tensors], &places[file->n_tensors]);
         if (st != CAIRN_OK) goto out;
         file->n_tensors++;
     }
-    if (n == 0) goto out;
+    if (offsets == NULL) goto out; /* no tensors */
     start = (c->at + file->alignment - 1) & ~(file->alignment - 1); /* both far below SIZE_MAX / 2 */
     if ((st = place_tensors(file, offsets, start)) != CAIRN_OK) goto out;
     qsort(file->tensors, file->n_tensors, sizeof *file->tensors, by_name);
@@ -421,7 +421,7 @@ cairn_status gguf_open(const char *path, gguf *out)
     }
     st = gguf_parse(map, bytes, out);
     if (st == CAIRN_OK) {
-        out->mapped = true;
+        out->map = map;
     } else {
         munmap(map, bytes);
         st = cairn_fail_within(st, "model %s", path);
@@ -435,7 +435,7 @@ void gguf_close(gguf *file)
 {
     cairn_free(file->values);
     cairn_free(file->tensors);
-    if (file->mapped) munmap((void *)(uintptr_t)file->data, file->bytes);
+    if (file->map != NULL) munmap(file->map, file->bytes);
     memset(file, 0, sizeof *file);
 }
 
@@ -458,7 +458,7 @@ bool gguf_value_integer(const gguf_value *value, size_t i, int64_t *out)
     const uint8_t *p = value->data + i * value_bytes[value->type];
     switch (value->type) {
     case GGUF_U8: *out = *p; return true;
-    case GGUF_I8: *out = (int8_t)*p; return true;
+    case GGUF_I8: *out = *p < 128 ? *p : *p - 256; return true;
     case GGUF_U16: *out = cairn_get_le16(p); return true;
     case GGUF_I16: *out = (int16_t)cairn_get_le16(p); return true;
     case GGUF_U32: *out = cairn_get_le32(p); return true;

@@ -97,90 +97,92 @@ static bool remember(cairn_gguf_writer *w, char kind, const char *name)
 
 /* ---- values ---- */
 
-/* Begins a value: key and type, and room for `n` more bytes at *out. An array's header is part of the n. */
-static cairn_status begin_value(cairn_gguf_writer *w, const char *key, gguf_value_type type, size_t n, uint8_t **out)
+static uint8_t *put_text(uint8_t *at, const char *text, size_t bytes)
+{
+    cairn_put_le64(at, bytes);
+    memcpy(at + 8, text, bytes);
+    return at + 8 + bytes;
+}
+
+/* Begins a value: writes key and type and returns where its `bytes` bytes go; NULL with *st set on failure. */
+static uint8_t *begin_value(cairn_gguf_writer *w, const char *key, gguf_value_type type, size_t bytes, cairn_status *st)
 {
     size_t key_bytes = strlen(key);
     size_t total;
-    cairn_status st = check_new(w, 'k', key);
-    if (st != CAIRN_OK) return st;
-    if (key_bytes == 0 || key_bytes > 65535) return cairn_fail(CAIRN_INVALID, "a key of %zu bytes", key_bytes);
-    if (!cairn_add_size(n, 12 + key_bytes, &total)) return cairn_fail(CAIRN_NO_MEMORY, "key '%s'", key);
+    if ((*st = check_new(w, 'k', key)) != CAIRN_OK) return NULL;
+    if (key_bytes == 0 || key_bytes > 65535) {
+        *st = cairn_fail(CAIRN_INVALID, "a key of %zu bytes", key_bytes);
+        return NULL;
+    }
     size_t before = w->values.n;
-    uint8_t *at = extend(&w->values, total);
+    uint8_t *at = cairn_add_size(bytes, 12 + key_bytes, &total) ? extend(&w->values, total) : NULL;
     if (at == NULL || !remember(w, 'k', key)) {
         w->values.n = before;
-        return cairn_fail(CAIRN_NO_MEMORY, "key '%s' of %zu bytes", key, total);
+        *st = cairn_fail(CAIRN_NO_MEMORY, "key '%s' of %zu bytes", key, bytes);
+        return NULL;
     }
-    cairn_put_le64(at, key_bytes);
-    memcpy(at + 8, key, key_bytes);
-    cairn_put_le32(at + 8 + key_bytes, type);
-    *out = at + 12 + key_bytes;
+    at = put_text(at, key, key_bytes);
+    cairn_put_le32(at, type);
     w->n_values++;
-    return CAIRN_OK;
+    return at + 4;
 }
 
-/* The same for an array of n elements; *out is at the first of them. */
-static cairn_status begin_array(cairn_gguf_writer *w, const char *key, gguf_value_type type, size_t n, size_t bytes,
-                                uint8_t **out)
+/* The same for an array of n elements of `bytes` bytes in all; returns where the first goes. */
+static uint8_t *begin_array(cairn_gguf_writer *w, const char *key, gguf_value_type type, size_t n, size_t bytes,
+                            cairn_status *st)
 {
     size_t total;
-    if (!cairn_add_size(bytes, 12, &total)) return cairn_fail(CAIRN_NO_MEMORY, "key '%s'", key);
-    cairn_status st = begin_value(w, key, GGUF_ARRAY, total, out);
-    if (st != CAIRN_OK) return st;
-    cairn_put_le32(*out, type);
-    cairn_put_le64(*out + 4, n);
-    *out += 12;
-    return CAIRN_OK;
-}
-
-static uint8_t *put_text(uint8_t *at, const char *text)
-{
-    size_t n = strlen(text);
-    cairn_put_le64(at, n);
-    memcpy(at + 8, text, n);
-    return at + 8 + n;
+    if (!cairn_add_size(bytes, 12, &total)) {
+        *st = cairn_fail(CAIRN_INVALID, "key '%s': %zu bytes", key, bytes);
+        return NULL;
+    }
+    uint8_t *at = begin_value(w, key, GGUF_ARRAY, total, st);
+    if (at == NULL) return NULL;
+    cairn_put_le32(at, type);
+    cairn_put_le64(at + 4, n);
+    return at + 12;
 }
 
 cairn_status cairn_gguf_put_u32(cairn_gguf_writer *w, const char *key, uint32_t value)
 {
-    uint8_t *at;
-    cairn_status st = begin_value(w, key, GGUF_U32, 4, &at);
-    if (st == CAIRN_OK) cairn_put_le32(at, value);
+    cairn_status st;
+    uint8_t *at = begin_value(w, key, GGUF_U32, 4, &st);
+    if (at != NULL) cairn_put_le32(at, value);
     return st;
 }
 
 cairn_status cairn_gguf_put_f32(cairn_gguf_writer *w, const char *key, float value)
 {
-    uint8_t *at;
-    cairn_status st = begin_value(w, key, GGUF_F32, sizeof value, &at);
-    if (st == CAIRN_OK) memcpy(at, &value, sizeof value); /* little-endian hosts only, see CairnOptions.cmake */
+    cairn_status st;
+    uint8_t *at = begin_value(w, key, GGUF_F32, sizeof value, &st);
+    if (at != NULL) memcpy(at, &value, sizeof value); /* little-endian hosts only, see CairnOptions.cmake */
     return st;
 }
 
 cairn_status cairn_gguf_put_bool(cairn_gguf_writer *w, const char *key, bool value)
 {
-    uint8_t *at;
-    cairn_status st = begin_value(w, key, GGUF_BOOL, 1, &at);
-    if (st == CAIRN_OK) *at = value;
+    cairn_status st;
+    uint8_t *at = begin_value(w, key, GGUF_BOOL, 1, &st);
+    if (at != NULL) *at = value;
     return st;
 }
 
 cairn_status cairn_gguf_put_string(cairn_gguf_writer *w, const char *key, const char *value)
 {
-    uint8_t *at;
-    cairn_status st = begin_value(w, key, GGUF_STRING, 8 + strlen(value), &at);
-    if (st == CAIRN_OK) put_text(at, value);
+    cairn_status st;
+    size_t bytes = strlen(value);
+    uint8_t *at = begin_value(w, key, GGUF_STRING, 8 + bytes, &st);
+    if (at != NULL) put_text(at, value, bytes);
     return st;
 }
 
 static cairn_status put_words(cairn_gguf_writer *w, const char *key, gguf_value_type type, const void *values, size_t n)
 {
-    uint8_t *at;
-    size_t total;
-    if (!cairn_mul_size(n, 4, &total)) return cairn_fail(CAIRN_INVALID, "key '%s': %zu elements", key, n);
-    cairn_status st = begin_array(w, key, type, n, total, &at);
-    if (st == CAIRN_OK && n != 0) memcpy(at, values, total);
+    cairn_status st;
+    size_t bytes;
+    if (!cairn_mul_size(n, 4, &bytes)) return cairn_fail(CAIRN_INVALID, "key '%s': %zu elements", key, n);
+    uint8_t *at = begin_array(w, key, type, n, bytes, &st);
+    if (at != NULL && n != 0) memcpy(at, values, bytes);
     return st;
 }
 cairn_status cairn_gguf_put_u32s(cairn_gguf_writer *w, const char *key, const uint32_t *values, size_t n)
@@ -198,15 +200,14 @@ cairn_status cairn_gguf_put_f32s(cairn_gguf_writer *w, const char *key, const fl
 
 cairn_status cairn_gguf_put_strings(cairn_gguf_writer *w, const char *key, const char *const *values, size_t n)
 {
-    uint8_t *at;
-    size_t total = 0;
+    cairn_status st;
+    size_t bytes = 0;
     for (size_t i = 0; i < n; i++)
-        if (!cairn_add_size(total, 8 + strlen(values[i]), &total))
+        if (!cairn_add_size(bytes, 8 + strlen(values[i]), &bytes))
             return cairn_fail(CAIRN_INVALID, "key '%s': %zu strings", key, n);
-    cairn_status st = begin_array(w, key, GGUF_STRING, n, total, &at);
-    if (st != CAIRN_OK) return st;
-    for (size_t i = 0; i < n; i++) at = put_text(at, values[i]);
-    return CAIRN_OK;
+    uint8_t *at = begin_array(w, key, GGUF_STRING, n, bytes, &st);
+    for (size_t i = 0; at != NULL && i < n; i++) at = put_text(at, values[i], strlen(values[i]));
+    return st;
 }
 
 cairn_status cairn_gguf_put_byte_vocab(cairn_gguf_writer *w, bool landmark)
@@ -306,7 +307,7 @@ cairn_status cairn_gguf_put_tensor(cairn_gguf_writer *w, const char *name, cairn
         cairn_free(t.data);
         return cairn_fail(CAIRN_NO_MEMORY, "description of tensor '%s'", name);
     }
-    at = put_text(at, name);
+    at = put_text(at, name, name_bytes);
     cairn_put_le32(at, n_dims);
     for (uint32_t i = 0; i < n_dims; i++) cairn_put_le64(at + 4 + 8 * i, dims[i]);
     at += 4 + 8 * n_dims;

@@ -23,14 +23,19 @@ static bool has_mark(const char *text, size_t bytes)
     return bytes >= MARK_BYTES && memcmp(text, MARK, MARK_BYTES) == 0;
 }
 
+static int hex_digit(char c)
+{
+    return c >= '0' && c <= '9' ? c - '0' : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
+}
+
 /* "<0x0A>" is 10; -1 if the piece is no byte's name. */
 static int byte_of_piece(gguf_text piece)
 {
-    static const char digits[] = "0123456789ABCDEF";
-    if (piece.bytes != 6 || memcmp(piece.data, "<0x", 3) != 0 || piece.data[5] != '>') return -1;
-    const char *high = memchr(digits, piece.data[3], 16);
-    const char *low = memchr(digits, piece.data[4], 16);
-    return high != NULL && low != NULL ? (int)((high - digits) * 16 + (low - digits)) : -1;
+    const char *p = piece.data;
+    if (piece.bytes != 6 || p[0] != '<' || p[1] != '0' || p[2] != 'x' || p[5] != '>') return -1;
+    int high = hex_digit(p[3]);
+    int low = hex_digit(p[4]);
+    return high >= 0 && low >= 0 ? high * 16 + low : -1;
 }
 
 static bool crosses_words(gguf_text piece)
@@ -390,11 +395,11 @@ static cairn_status encode_plain(merger *m, const uint8_t *text, size_t bytes, b
         size_t needed;
         if (!cairn_mul_size(n, MARK_BYTES, &needed) || !cairn_add_size(needed, MARK_BYTES, &needed))
             return cairn_fail(CAIRN_NO_MEMORY, "encoding %zu bytes of text", n);
-        if (needed > m->text_cap) {
+        if (m->text == NULL || needed > m->text_cap) {
             cairn_free(m->text);
             m->text = cairn_alloc(needed);
-            m->text_cap = m->text != NULL ? needed : 0;
             if (m->text == NULL) return cairn_fail(CAIRN_NO_MEMORY, "encoding %zu bytes of text", n);
+            m->text_cap = needed;
         }
         size_t at = 0;
         if (prefix) {

@@ -275,6 +275,15 @@ static void an_appended_context_answers_as_one_ingested_at_once(void **state)
     free(b);
 }
 
+static void quiet_says_nothing_when_all_is_well(void **state)
+{
+    (void)state;
+    const outcome *o = cairn_run("ingest", fx.store, "-m", DEMO_MODEL, "-c", "book", "--quiet", fx.text);
+    assert_code(o, 0);
+    assert_string_equal(o->out, "");
+    assert_string_equal(o->err, "");
+}
+
 static void standard_input_is_a_file_like_any_other(void **state)
 {
     (void)state;
@@ -421,6 +430,29 @@ static void fetch_modes_threads_and_budgets_give_the_same_answer(void **state)
         assert_string_equal(o->out, expected);
     }
     free(expected);
+}
+
+static void reading_and_asking_stay_within_model_budget_and_64_MiB(void **state)
+{
+    (void)state;
+#ifdef __SANITIZE_ADDRESS__
+    skip(); /* its shadow memory is not ours */
+#endif
+    const long long most = 3756512 + (16 + 64) * 1048576LL;
+    char *store = test_path(fx.dir, "small-memory");
+    const outcome *o = cairn_run("ingest", store, "-m", DEMO_MODEL, "-c", "book", "--fetch", "read", "--ram", "16M",
+                                 "--json", fx.text);
+    assert_code(o, 0);
+    json_t *root = command_json(o);
+    assert_in_range(json_number(root, "peak_rss_bytes"), 1, most);
+    json_decref(root);
+    o = cairn_run("ask", store, "-m", DEMO_MODEL, "-c", "book", "--fetch", "read", "--ram", "16M", "--json", QUESTION);
+    assert_code(o, 0);
+    root = command_json(o);
+    assert_string_equal(json_text(root, "answer"), "48213.");
+    assert_in_range(json_number(json_object_get(root, "stats"), "peak_rss_bytes"), 1, most);
+    json_decref(root);
+    free(store);
 }
 
 static void length_and_stop_texts_end_the_answer(void **state)
@@ -716,6 +748,7 @@ int main(void)
         cmocka_unit_test(ingest_again_does_nothing_and_another_text_is_an_error_that_says_so),
         cmocka_unit_test(append_adds_and_replace_starts_anew),
         cmocka_unit_test(an_appended_context_answers_as_one_ingested_at_once),
+        cmocka_unit_test(quiet_says_nothing_when_all_is_well),
         cmocka_unit_test(standard_input_is_a_file_like_any_other),
         cmocka_unit_test(each_makes_one_context_per_file_named_by_its_path_below_the_directory),
         cmocka_unit_test(a_file_of_a_corpus_that_cannot_be_read_keeps_no_other_out),
@@ -724,6 +757,7 @@ int main(void)
         cmocka_unit_test(json_holds_answer_sources_and_stats),
         cmocka_unit_test(stats_say_what_was_read_and_what_it_cost),
         cmocka_unit_test(fetch_modes_threads_and_budgets_give_the_same_answer),
+        cmocka_unit_test(reading_and_asking_stay_within_model_budget_and_64_MiB),
         cmocka_unit_test(length_and_stop_texts_end_the_answer),
         cmocka_unit_test(sampling_follows_its_seed),
         cmocka_unit_test(the_prompt_may_come_from_standard_input),

@@ -302,6 +302,9 @@ static void interrupted_it_keeps_what_is_whole_and_says_how_to_go_on(void **stat
         const outcome *o = cairn_run("ask", store, "-m", DEMO_MODEL, "-c", "book", "-n", "1", "x");
         assert_code(o, 0);
         assert_says(o->err, "warning: 'book' is not complete");
+        o = cairn_run("ask", store, "-m", DEMO_MODEL, "-c", "book", "--keep", "-n", "1", "x");
+        assert_code(o, 1);
+        assert_says(o->err, "is not complete");
         /* Another text must not go on from here. */
         char *other = test_path(fx.dir, "other.txt");
         write_text(other, 400, "1", 3);

@@ -120,7 +120,8 @@ typedef struct run_state {
     double first_token_s; /* since the process began */
     double prefill_s, decode_s;
     cairn_step_stats stats;
-    bool own_stream; /* several contexts, or --fresh */
+    bool own_stream;    /* several contexts, or --fresh */
+    bool stream_begins; /* nothing comes before the prompt: BOS does */
 } run_state;
 
 /* "\n", "\t", "\r" and "\\" in --stop are what C takes them for: a shell has no easy way to type them. */
@@ -180,7 +181,7 @@ static int read_prompt(run_state *r, const char *argument)
         free(text);
         return cli_usage(r->c, "PROMPT is empty");
     }
-    bool bos = r->own_stream && r->model.info.add_bos && r->model.info.bos >= 0;
+    bool bos = r->stream_begins && r->model.info.add_bos && r->model.info.bos >= 0;
     cairn_status st = cairn_model_encode(r->model.model, text, bytes, NULL, 0, &n);
     if (st == CAIRN_OK) {
         r->prompt = malloc((n + 1) * sizeof *r->prompt);
@@ -208,7 +209,12 @@ static int find_contexts(run_state *r)
         cairn_context_info info;
         if (cairn_snapshot_context(snap, r->contexts.items[i], &info) != CAIRN_OK) continue;
         human bytes, tokens;
-        if (info.input.bytes > 0 && !info.input.complete)
+        bool partial = info.input.bytes > 0 && !info.input.complete;
+        r->stream_begins = info.tokens == 0;
+        if (partial && flags.keep) /* tokens between the parts of a text could never be told from it */
+            code = cli_fail(r->c, EXIT_FAILED,
+                            "'%s' is not complete: --keep adds to it after its text is ingested to the end", info.name);
+        else if (partial)
             cli_warn(r->c, "'%s' is not complete: %s tokens of a text of %s bytes are stored", info.name,
                      human_count(&tokens, info.tokens), human_count(&bytes, info.input.bytes));
     }
@@ -216,6 +222,7 @@ static int find_contexts(run_state *r)
     if (code < 0 && flags.keep && r->contexts.n != 1)
         code = cli_usage(r->c, "--keep: adds to one context, not to %zu", r->contexts.n);
     r->own_stream = flags.fresh || r->contexts.n > 1;
+    r->stream_begins |= r->own_stream;
     return code;
 }
 
@@ -305,7 +312,7 @@ static void gather_figures(const run_state *r, figures *f)
 
 static const char *mass_words(cairn_mass_kind kind)
 {
-    return kind == CAIRN_MASS_EXACT ? "exact" : kind == CAIRN_MASS_BOUND ? "at least" : "unknown";
+    return kind == CAIRN_MASS_EXACT ? "exact" : kind == CAIRN_MASS_BOUND ? "lower bound" : "unknown";
 }
 
 static void print_figures(const run_state *r, const figures *f, const sources *s)

@@ -49,48 +49,48 @@ typedef struct cli_texts {
 
 typedef struct cli_option {
     const char *name; /* without the dashes */
-    char letter;      /* short form, 0 = none */
-    cli_kind kind;
     void *out;
     const char *arg; /* what --help calls the value; the words of a CHOICE */
     const char *help;
     uint64_t min, max;
     double low, high;
+    cli_kind kind;
+    char letter; /* short form, 0 = none */
     bool required;
 } cli_option;
 
 /* Rows of a table. */
 #define OPT_FLAG(name, letter, out, help)                                                                              \
     {                                                                                                                  \
-        name, letter, CLI_FLAG, out, NULL, help, 0, 0, 0, 0, false                                                     \
+        name, out, NULL, help, 0, 0, 0, 0, CLI_FLAG, letter, false                                                     \
     }
 #define OPT_TEXT(name, letter, out, arg, help)                                                                         \
     {                                                                                                                  \
-        name, letter, CLI_TEXT, out, arg, help, 0, 0, 0, 0, false                                                      \
+        name, out, arg, help, 0, 0, 0, 0, CLI_TEXT, letter, false                                                      \
     }
 #define OPT_TEXTS(name, letter, out, arg, help)                                                                        \
     {                                                                                                                  \
-        name, letter, CLI_TEXTS, out, arg, help, 0, 0, 0, 0, false                                                     \
+        name, out, arg, help, 0, 0, 0, 0, CLI_TEXTS, letter, false                                                     \
     }
 #define OPT_NEEDED(kind, name, letter, out, arg, help)                                                                 \
     {                                                                                                                  \
-        name, letter, kind, out, arg, help, 0, 0, 0, 0, true                                                           \
+        name, out, arg, help, 0, 0, 0, 0, kind, letter, true                                                           \
     }
 #define OPT_CHOICE(name, out, words, help)                                                                             \
     {                                                                                                                  \
-        name, 0, CLI_CHOICE, out, words, help, 0, 0, 0, 0, false                                                       \
+        name, out, words, help, 0, 0, 0, 0, CLI_CHOICE, 0, false                                                       \
     }
 #define OPT_REAL(name, out, arg, help, low, high)                                                                      \
     {                                                                                                                  \
-        name, 0, CLI_REAL, out, arg, help, 0, 0, low, high, false                                                      \
+        name, out, arg, help, 0, 0, low, high, CLI_REAL, 0, false                                                      \
     }
 #define OPT_NUMBER(kind, name, letter, out, arg, help, min, max)                                                       \
     {                                                                                                                  \
-        name, letter, kind, out, arg, help, min, max, 0, 0, false                                                      \
+        name, out, arg, help, min, max, 0, 0, kind, letter, false                                                      \
     }
 #define OPT_OPTIONAL(name, out, arg, help, min, max, fallback)                                                         \
     {                                                                                                                  \
-        name, 0, CLI_OPTIONAL, out, arg, help, min, max, fallback, 0, false                                            \
+        name, out, arg, help, min, max, fallback, 0, CLI_OPTIONAL, 0, false                                            \
     }
 
 typedef struct cli_command {

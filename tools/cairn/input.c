@@ -149,7 +149,7 @@ out:
 void input_close(input *in)
 {
     if (in == NULL) return;
-    for (size_t i = 0; i < in->n; i++)
+    for (size_t i = 0; in->files != NULL && i < in->n; i++)
         if (in->files[i].fd > STDIN_FILENO) close(in->files[i].fd);
     XXH3_freeState(in->state);
     free(in->files);

@@ -178,7 +178,9 @@ static void stat_print(const char *path, const cairn_store *store, const cairn_s
     const cairn_model_id *m = cairn_store_model(store);
     human a, b, d, e;
     printf("store     %s, %s\n", path, s->uuid);
-    printf("model     %s, fingerprint %016llx\n", m->name, (unsigned long long)m->fingerprint);
+    char *name = printable_text(m->name, strlen(m->name), sizeof m->name); /* a GGUF file may call itself anything */
+    printf("model     %s, fingerprint %016llx\n", name != NULL ? name : "?", (unsigned long long)m->fingerprint);
+    free(name);
     printf("geometry  %u layers (%u to %u stored), %u KV heads of %u, blocks of %u tokens, %s tiles of %s\n", g->layers,
            g->first_layer, g->layers - 1, g->kv_heads, g->head_dim, g->block_tokens, cairn_dtype_name(g->dtype),
            human_bytes(&a, cairn_tile_payload_bytes(g->dtype, g->block_tokens, g->head_dim)));
@@ -199,13 +201,13 @@ static json_t *stat_json(const char *path, const cairn_store *store, const cairn
     json_t *geometry = json_pack("{s:i, s:i, s:i, s:i, s:i, s:s}", "layers", (int)g->layers, "first_layer",
                                  (int)g->first_layer, "kv_heads", (int)g->kv_heads, "head_dim", (int)g->head_dim,
                                  "block_tokens", (int)g->block_tokens, "dtype", cairn_dtype_name(g->dtype));
-    return json_pack("{s:o, s:s, s:{s:s, s:s}, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:i, s:s, s:s}", "path",
-                     json_bytes(path, strlen(path)), "uuid", s->uuid, "model", "name", m->name, "fingerprint",
-                     fingerprint, "geometry", geometry, "file_bytes", json_count(s->file_bytes), "used_bytes",
-                     json_count(s->used_bytes), "free_bytes", json_count(s->free_bytes), "index_bytes",
-                     json_count(s->index_bytes), "contexts", json_count(s->contexts), "segment_count",
-                     json_count(s->segments), "blocks", json_count(s->blocks), "tiles", json_count(s->tiles), "readers",
-                     (int)s->readers, "fetch", fetch, "fetch_why", tiers);
+    return json_pack("{s:o, s:s, s:{s:o, s:s}, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:i, s:s, s:s}", "path",
+                     json_bytes(path, strlen(path)), "uuid", s->uuid, "model", "name",
+                     json_bytes(m->name, strlen(m->name)), "fingerprint", fingerprint, "geometry", geometry,
+                     "file_bytes", json_count(s->file_bytes), "used_bytes", json_count(s->used_bytes), "free_bytes",
+                     json_count(s->free_bytes), "index_bytes", json_count(s->index_bytes), "contexts",
+                     json_count(s->contexts), "segment_count", json_count(s->segments), "blocks", json_count(s->blocks),
+                     "tiles", json_count(s->tiles), "readers", (int)s->readers, "fetch", fetch, "fetch_why", tiers);
 }
 
 static int run_stat(cli *c, int argc, char **argv)
@@ -305,10 +307,11 @@ static int show_tokens(cli *c, token_reader *reader, const cairn_model *model)
 {
     enum { PIECE = 4096 };
     cairn_token *tokens = malloc(PIECE * sizeof *tokens);
+    if (tokens == NULL) return cli_fail(c, EXIT_FAILED, "out of memory");
     json_t *ids = c->json ? json_array() : NULL;
     char *all = NULL;
     size_t all_bytes = 0;
-    int code = tokens != NULL ? -1 : cli_fail(c, EXIT_FAILED, "out of memory");
+    int code = -1;
     for (uint64_t done = 0; code < 0 && done < show.count;) {
         size_t n = 0, want = show.count - done < PIECE ? (size_t)(show.count - done) : PIECE;
         cairn_status st = reader_tokens(reader, show.from + done, want, tokens, &n);
@@ -348,14 +351,15 @@ static int show_blocks(cli *c, token_reader *reader, const cairn_model *model)
 {
     const uint32_t C = reader->block_tokens;
     cairn_token *tokens = malloc(C * sizeof *tokens);
+    if (tokens == NULL) return cli_fail(c, EXIT_FAILED, "out of memory");
     json_t *list = c->json ? json_array() : NULL;
     uint64_t all = reader->info.blocks + (reader->info.tail_tokens > 0);
-    int code = tokens != NULL ? -1 : cli_fail(c, EXIT_FAILED, "out of memory");
+    int code = -1;
     for (uint64_t b = show.from; code < 0 && b < all && b - show.from < show.count; b++) {
-        uint64_t segment = 0;
+        uint64_t segment = 0, first = b * C;
         uint32_t number = 0;
         size_t n = 0, bytes = 0;
-        cairn_status st = reader_tokens(reader, b * C, C, tokens, &n);
+        cairn_status st = reader_tokens(reader, first, C, tokens, &n);
         if (st != CAIRN_OK) {
             code = cli_fail_status(c, st);
             break;
@@ -367,16 +371,16 @@ static int show_blocks(cli *c, token_reader *reader, const cairn_model *model)
         const char *words = text != NULL ? text : "";
         if (list != NULL) {
             json_t *entry =
-                json_pack("{s:o, s:o, s:i}", "block", json_count(b), "token", json_count(b * C), "tokens", (int)n);
+                json_pack("{s:o, s:o, s:i}", "block", json_count(b), "token", json_count(first), "tokens", (int)n);
             json_object_set_new(entry, "segment", stored ? json_count(segment) : json_null());
             json_object_set_new(entry, "segment_block", stored ? json_count(number) : json_null());
             if (model != NULL) json_object_set_new(entry, "text", json_bytes(words, strlen(words)));
             json_array_append_new(list, entry);
         } else if (stored) {
             printf("%8llu  token %-10llu segment %llu block %-8u  %s\n", (unsigned long long)b,
-                   (unsigned long long)(b * C), (unsigned long long)segment, number, words);
+                   (unsigned long long)first, (unsigned long long)segment, number, words);
         } else {
-            printf("%8llu  token %-10llu tail of %-14zu  %s\n", (unsigned long long)b, (unsigned long long)(b * C), n,
+            printf("%8llu  token %-10llu tail of %-14zu  %s\n", (unsigned long long)b, (unsigned long long)first, n,
                    words);
         }
         free(raw);
@@ -395,7 +399,7 @@ static int run_show(cli *c, int argc, char **argv)
     model_ref model = {0};
     cairn_store *store = NULL;
     cairn_snapshot *snap = NULL;
-    cairn_context_info info;
+    cairn_context_info info = {0};
     token_reader reader = {0};
     int code = show.model != NULL ? model_open(c, show.model, true, &model) : -1;
     if (code < 0) code = store_open(c, argv[0], show.model != NULL ? &model : NULL, true, &store);

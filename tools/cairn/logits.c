@@ -32,14 +32,14 @@ static int read_tokens(cli *c, const cairn_model_info *info, cairn_token **out, 
         return cli_fail(c, EXIT_FAILED, "'%s' is not JSON: %s (line %d)", flags.tokens, error.text, error.line);
     const json_t *list = json_is_object(root) ? json_object_get(root, "tokens") : root;
     int code = -1;
-    size_t n = json_array_size(list);
+    size_t n = json_array_size(list); /* 0 for what is no array */
     cairn_token *tokens = malloc((n + 1) * sizeof *tokens);
-    if (!json_is_array(list) || n == 0)
+    if (n == 0)
         code = cli_fail(c, EXIT_FAILED, "'%s' holds neither a list of token ids nor an object with \"tokens\"",
                         flags.tokens);
     else if (tokens == NULL)
         code = cli_fail(c, EXIT_FAILED, "out of memory: %zu tokens", n);
-    for (size_t i = 0; i < n && code < 0; i++) {
+    for (size_t i = 0; tokens != NULL && i < n && code < 0; i++) {
         const json_t *item = json_array_get(list, i);
         json_int_t id = json_integer_value(item);
         if (!json_is_integer(item) || id < 0 || id >= (json_int_t)info->vocab)

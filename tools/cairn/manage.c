@@ -36,7 +36,7 @@ static int run_fork(cli *c, int argc, char **argv)
 {
     (void)argc;
     cairn_store *store = NULL;
-    cairn_context_info info;
+    cairn_context_info info = {0};
     uint64_t id = 0;
     int code = store_open(c, argv[0], NULL, false, &store);
     if (code < 0) code = find_info(c, store, argv[1], &info); /* for the hint that names a similar one */
@@ -76,7 +76,7 @@ const cli_command command_fork = {
 static int run_drop(cli *c, int argc, char **argv)
 {
     cairn_store *store = NULL;
-    cairn_context_info info;
+    cairn_context_info info = {0};
     uint64_t swept = 0;
     int code = store_open(c, argv[0], NULL, false, &store);
     for (int i = 1; i < argc && code < 0; i++) code = find_info(c, store, argv[i], &info); /* all or none */
@@ -116,7 +116,7 @@ static int run_rename(cli *c, int argc, char **argv)
 {
     (void)argc;
     cairn_store *store = NULL;
-    cairn_context_info info;
+    cairn_context_info info = {0};
     int code = store_open(c, argv[0], NULL, false, &store);
     if (code < 0) code = find_info(c, store, argv[1], &info);
     if (code < 0) {
@@ -268,7 +268,7 @@ static int run_export(cli *c, int argc, char **argv)
 {
     (void)argc;
     cairn_store *store = NULL;
-    cairn_context_info info;
+    cairn_context_info info = {0};
     progress bar;
     int code = store_open(c, argv[0], NULL, true, &store);
     if (code < 0) code = find_info(c, store, argv[1], &info);
@@ -313,7 +313,7 @@ static int run_import(cli *c, int argc, char **argv)
 {
     cairn_store *store = NULL;
     cairn_store_options opt;
-    cairn_context_info info, now;
+    cairn_context_info info = {0}, now = {0};
     progress bar;
     cairn_store_options_init(&opt, sizeof opt);
     cairn_status st = cairn_export_peek(argv[1], &opt.geometry, &opt.model, &info);

@@ -209,8 +209,14 @@ int cli_parse(cli *c, const cli_command *command, int argc, char **argv, int *fi
     }
     int positional = argc - optind;
     if (positional < command->min_args) return cli_usage(c, "%s is missing", command->args[positional]);
-    if (command->max_args >= 0 && positional > command->max_args)
-        return cli_usage(c, "one argument too many: '%s'", argv[optind + command->max_args]);
+    if (command->max_args >= 0 && positional > command->max_args) {
+        const char *extra = argv[optind + command->max_args];
+        for (size_t i = 0; i < command->n_options; i++)
+            if (command->options[i].kind == CLI_OPTIONAL && given[i])
+                return cli_usage(c, "one argument too many: '%s' (a value of --%s is written --%s=%s)", extra,
+                                 command->options[i].name, command->options[i].name, command->options[i].arg);
+        return cli_usage(c, "one argument too many: '%s'", extra);
+    }
     *first = optind;
     return -1;
 }

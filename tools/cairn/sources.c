@@ -78,7 +78,7 @@ out:
 
 void sources_wipe(sources *s)
 {
-    for (size_t i = 0; i < s->n; i++) free(s->spans[i].text);
+    for (size_t i = 0; s->spans != NULL && i < s->n; i++) free(s->spans[i].text);
     free(s->spans);
     free(s->idle);
     *s = (sources){0};

@@ -2,7 +2,6 @@
 #include "pages.h"
 #include "store_internal.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -12,7 +11,6 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
-#include <time.h>
 #include <unistd.h>
 
 enum { LOCK_FILE_BYTES = 72 * 1024, SHORT_WRITE_BYTES = 1 << 20 };

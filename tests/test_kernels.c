@@ -1,51 +1,11 @@
 /* Every table against definitions written here in double (the reference table included, so that it is not its own
  * witness), over odd lengths and unaligned starts, in buffers that end at a page nobody may touch. */
-#include "support.h"
+#include "kernels_support.h"
 
-#include <kernels_internal.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/mman.h>
-#include <twins_internal.h>
 
-/* ---- the tables under test ---- */
-
-static size_t tables(const cairn_kernels **out)
-{
-    const cairn_kernels *all[] = {&cairn_kernels_ref, cairn_kernels_avx2(), cairn_kernels_avx512_without_vnni(),
-                                  cairn_kernels_avx512()};
-    size_t n = 0;
-    for (size_t i = 0; i < 4; i++)
-        if (all[i] != NULL) out[n++] = all[i];
-    return n;
-}
-#define FOR_EACH_TABLE(k)                                                                                              \
-    const cairn_kernels *k##_all[4], *k;                                                                               \
-    size_t k##_n = tables(k##_all);                                                                                    \
-    for (size_t k##_i = 0; k##_i < k##_n && (k = k##_all[k##_i]) != NULL; k##_i++)
-
-/* ---- memory that ends at an inaccessible page ---- */
-
-typedef struct guarded {
-    char *map;
-    size_t map_bytes;
-    void *data;
-} guarded;
-static guarded guarded_new(size_t bytes)
-{
-    size_t page = 4096, inside = (bytes + page - 1) / page * page;
-    guarded g = {.map_bytes = inside + page};
-    g.map = mmap(NULL, g.map_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    assert_true(g.map != MAP_FAILED);
-    assert_int_equal(mprotect(g.map + inside, page, PROT_NONE), 0);
-    g.data = g.map + inside - bytes;
-    return g;
-}
-static void guarded_free(guarded *g)
-{
-    munmap(g->map, g->map_bytes);
-}
 static guarded guarded_random(test_random *r, size_t n)
 {
     guarded g = guarded_new(n * sizeof(float));
@@ -53,18 +13,6 @@ static guarded guarded_random(test_random *r, size_t n)
     return g;
 }
 
-static uint32_t bits_of(float x)
-{
-    uint32_t b;
-    memcpy(&b, &x, sizeof b);
-    return b;
-}
-static float float_of(uint32_t b)
-{
-    float x;
-    memcpy(&x, &b, sizeof x);
-    return x;
-}
 #define CLOSE(name, got, want, bound, ...)                                                                             \
     do {                                                                                                               \
         double got_ = (got), want_ = (want), bound_ = (bound);                                                         \
@@ -86,29 +34,30 @@ static void dot_axpy_and_scale_agree_with_double_loops_at_every_length(void **st
 {
     (void)state;
     test_random r = {1};
-    FOR_EACH_TABLE(k) for (size_t l = 0; l < LENGTHS; l++)
-    {
-        size_t n = lengths[l];
-        guarded a = guarded_random(&r, n), b = guarded_random(&r, n), y = guarded_random(&r, n);
-        const float *x = a.data, *z = b.data;
-        float *out = y.data;
-        double sum = 0, magnitude = 0;
-        for (size_t i = 0; i < n; i++) sum += (double)x[i] * z[i], magnitude += fabs((double)x[i] * z[i]);
-        CLOSE(k->name, k->dot(x, z, n), sum, ((double)n / 8 + 8) * EPS * magnitude, "dot n=%zu", n);
+    for (const cairn_kernels *k = NULL; (k = next_table(k)) != NULL;) {
+        for (size_t l = 0; l < LENGTHS; l++) {
+            size_t n = lengths[l];
+            guarded a = guarded_random(&r, n), b = guarded_random(&r, n), y = guarded_random(&r, n);
+            const float *x = a.data, *z = b.data;
+            float *out = y.data;
+            double sum = 0, magnitude = 0;
+            for (size_t i = 0; i < n; i++) sum += (double)x[i] * z[i], magnitude += fabs((double)x[i] * z[i]);
+            CLOSE(k->name, k->dot(x, z, n), sum, ((double)n / 8 + 8) * EPS * magnitude, "dot n=%zu", n);
 
-        float *before = malloc((n + 1) * sizeof *before), alpha = 0.37f;
-        memcpy(before, out, n * sizeof *before);
-        k->axpy(out, alpha, x, n);
-        for (size_t i = 0; i < n; i++) {
-            double product = (double)alpha * x[i];
-            CLOSE(k->name, out[i], before[i] + product, 2 * EPS * (fabs(product) + fabs(out[i])), "axpy n=%zu i=%zu", n,
-                  i);
+            float *before = malloc((n + 1) * sizeof *before), alpha = 0.37f;
+            memcpy(before, out, n * sizeof *before);
+            k->axpy(out, alpha, x, n);
+            for (size_t i = 0; i < n; i++) {
+                double product = (double)alpha * x[i];
+                CLOSE(k->name, out[i], before[i] + product, 2 * EPS * (fabs(product) + fabs(out[i])),
+                      "axpy n=%zu i=%zu", n, i);
+            }
+            memcpy(before, out, n * sizeof *before);
+            k->scale(out, alpha, n);
+            for (size_t i = 0; i < n; i++) assert_int_equal(bits_of(out[i]), bits_of(before[i] * alpha));
+            free(before);
+            guarded_free(&a), guarded_free(&b), guarded_free(&y);
         }
-        memcpy(before, out, n * sizeof *before);
-        k->scale(out, alpha, n);
-        for (size_t i = 0; i < n; i++) assert_int_equal(bits_of(out[i]), bits_of(before[i] * alpha));
-        free(before);
-        guarded_free(&a), guarded_free(&b), guarded_free(&y);
     }
 }
 
@@ -116,25 +65,26 @@ static void max_finds_the_greatest_ignores_nan_and_is_minus_infinity_of_nothing(
 {
     (void)state;
     test_random r = {2};
-    FOR_EACH_TABLE(k) for (size_t l = 0; l < LENGTHS; l++)
-    {
-        size_t n = lengths[l];
-        guarded g = guarded_random(&r, n);
-        float *x = g.data, want = -INFINITY;
-        for (size_t i = 0; i < n; i++) x[i] -= 10; /* so that a zero lane would show */
-        for (size_t i = 0; i < n; i++) want = x[i] > want ? x[i] : want;
-        assert_int_equal(bits_of(k->max(x, n)), bits_of(want));
-        if (n > 2) {
-            size_t at = test_random_below(&r, (uint32_t)n - 1);
-            x[at] = NAN;
-            x[at + 1] = -3;
-            assert_int_equal(bits_of(k->max(x, n)), bits_of(-3.0f));
-            x[n / 2] = INFINITY;
-            assert_int_equal(bits_of(k->max(x, n)), bits_of(INFINITY));
+    for (const cairn_kernels *k = NULL; (k = next_table(k)) != NULL;) {
+        for (size_t l = 0; l < LENGTHS; l++) {
+            size_t n = lengths[l];
+            guarded g = guarded_random(&r, n);
+            float *x = g.data, want = -INFINITY;
+            for (size_t i = 0; i < n; i++) x[i] -= 10; /* so that a zero lane would show */
+            for (size_t i = 0; i < n; i++) want = x[i] > want ? x[i] : want;
+            assert_int_equal(bits_of(k->max(x, n)), bits_of(want));
+            if (n > 2) {
+                size_t at = test_random_below(&r, (uint32_t)n - 1);
+                x[at] = NAN;
+                x[at + 1] = -3;
+                assert_int_equal(bits_of(k->max(x, n)), bits_of(-3.0f));
+                x[n / 2] = INFINITY;
+                assert_int_equal(bits_of(k->max(x, n)), bits_of(INFINITY));
+            }
+            for (size_t i = 0; i < n; i++) x[i] = -INFINITY;
+            assert_int_equal(bits_of(k->max(x, n)), bits_of(-INFINITY));
+            guarded_free(&g);
         }
-        for (size_t i = 0; i < n; i++) x[i] = -INFINITY;
-        assert_int_equal(bits_of(k->max(x, n)), bits_of(-INFINITY));
-        guarded_free(&g);
     }
 }
 
@@ -152,8 +102,7 @@ static void exp_is_within_two_ulp_of_libm_over_the_whole_range_and_exact_at_zero
     (void)state;
     enum { N = 1024 };
     float x[N], e[N];
-    FOR_EACH_TABLE(k)
-    {
+    for (const cairn_kernels *k = NULL; (k = next_table(k)) != NULL;) {
         double worst = 0;
         uint32_t last = bits_of(110.0f);
         for (int sign = 0; sign < 2; sign++)
@@ -180,17 +129,18 @@ static void exp_shift_and_exp_sum_give_the_same_sum_and_the_sum_of_what_is_store
 {
     (void)state;
     test_random r = {3};
-    FOR_EACH_TABLE(k) for (size_t l = 0; l < LENGTHS; l++)
-    {
-        size_t n = lengths[l];
-        guarded g = guarded_random(&r, n);
-        float *x = g.data, shift = k->max(x, n);
-        float sum = k->exp_sum(x, shift, n), again = k->exp_shift(x, shift, n);
-        assert_int_equal(bits_of(sum), bits_of(again));
-        double want = 0;
-        for (size_t i = 0; i < n; i++) want += x[i];
-        CLOSE(k->name, sum, want, ((double)n / 16 + 4) * EPS * want, "exp_sum n=%zu", n);
-        guarded_free(&g);
+    for (const cairn_kernels *k = NULL; (k = next_table(k)) != NULL;) {
+        for (size_t l = 0; l < LENGTHS; l++) {
+            size_t n = lengths[l];
+            guarded g = guarded_random(&r, n);
+            float *x = g.data, shift = k->max(x, n);
+            float sum = k->exp_sum(x, shift, n), again = k->exp_shift(x, shift, n);
+            assert_int_equal(bits_of(sum), bits_of(again));
+            double want = 0;
+            for (size_t i = 0; i < n; i++) want += x[i];
+            CLOSE(k->name, sum, want, ((double)n / 16 + 4) * EPS * want, "exp_sum n=%zu", n);
+            guarded_free(&g);
+        }
     }
 }
 
@@ -198,34 +148,28 @@ static void above_lists_ascending_indexes_equal_ones_included_and_nan_left_out(v
 {
     (void)state;
     test_random r = {4};
-    FOR_EACH_TABLE(k) for (size_t l = 0; l < LENGTHS; l++) for (int round = 0; round < 4; round++)
-    {
-        size_t n = lengths[l];
-        guarded g = guarded_random(&r, n), o = guarded_new(n * sizeof(uint32_t));
-        float *x = g.data, least = round == 0 ? -100 : round == 1 ? 100 : 0.5f;
-        uint32_t *out = o.data;
-        for (size_t i = 0; i < n; i += 3) x[i] = i % 2 ? NAN : 0.5f;
-        size_t found = k->above(x, least, n, out), at = 0;
-        for (size_t i = 0; i < n; i++)
-            if (x[i] >= least) {
-                assert_true(at < found);
-                assert_int_equal(out[at++], i);
+    for (const cairn_kernels *k = NULL; (k = next_table(k)) != NULL;) {
+        for (size_t l = 0; l < LENGTHS; l++) {
+            for (int round = 0; round < 4; round++) {
+                size_t n = lengths[l];
+                guarded g = guarded_random(&r, n), o = guarded_new(n * sizeof(uint32_t));
+                float *x = g.data, least = round == 0 ? -100 : round == 1 ? 100 : 0.5f;
+                uint32_t *out = o.data;
+                for (size_t i = 0; i < n; i += 3) x[i] = i % 2 ? NAN : 0.5f;
+                size_t found = k->above(x, least, n, out), at = 0;
+                for (size_t i = 0; i < n; i++)
+                    if (x[i] >= least) {
+                        assert_true(at < found);
+                        assert_int_equal(out[at++], i);
+                    }
+                assert_int_equal(at, found);
+                guarded_free(&g), guarded_free(&o);
             }
-        assert_int_equal(at, found);
-        guarded_free(&g), guarded_free(&o);
+        }
     }
 }
 
 /* ---- conversion ---- */
-
-/* The value of a binary16 pattern by its definition. */
-static double f16_value(uint16_t h)
-{
-    int exponent = h >> 10 & 31, fraction = h & 1023;
-    double magnitude = exponent == 0 ? ldexp(fraction, -24) : ldexp(1024 + fraction, exponent - 25);
-    if (exponent == 31) magnitude = fraction == 0 ? INFINITY : NAN;
-    return h & 0x8000 ? -magnitude : magnitude;
-}
 
 static void every_f16_and_bf16_pattern_widens_to_its_value(void **state)
 {
@@ -234,8 +178,7 @@ static void every_f16_and_bf16_pattern_widens_to_its_value(void **state)
     uint16_t *in = malloc(ALL * sizeof *in);
     float *out = malloc(ALL * sizeof *out);
     for (size_t i = 0; i < ALL; i++) in[i] = (uint16_t)i;
-    FOR_EACH_TABLE(k)
-    {
+    for (const cairn_kernels *k = NULL; (k = next_table(k)) != NULL;) {
         k->widen(out, in, CAIRN_F16, ALL);
         for (size_t i = 0; i < ALL; i++) {
             double want = f16_value((uint16_t)i);
@@ -269,31 +212,37 @@ static uint16_t narrow_one(const cairn_kernels *k, cairn_dtype dtype, float x)
 static void every_f16_survives_the_round_trip_and_every_midpoint_goes_to_the_even_neighbour(void **state)
 {
     (void)state;
-    FOR_EACH_TABLE(k) for (uint32_t i = 0; i < 0x7c00; i++) for (uint32_t sign = 0; sign <= 0x8000; sign += 0x8000)
-    {
-        float flip = sign ? -1 : 1, here = flip * (float)f16_value((uint16_t)i);
-        /* what follows 65504 for rounding is 65536, which is stored as inf */
-        float next = flip * (i == 0x7bff ? 65536.0f : (float)f16_value((uint16_t)(i + 1)));
-        float middle = (here + next) / 2; /* exact: 12 bits */
-        uint16_t low = (uint16_t)(sign | i), high = (uint16_t)(sign | (i + 1));
-        assert_int_equal(narrow_one(k, CAIRN_F16, here), low);
-        assert_int_equal(narrow_one(k, CAIRN_F16, middle), i % 2 ? high : low);
-        assert_int_equal(narrow_one(k, CAIRN_F16, nextafterf(middle, here)), low);
-        assert_int_equal(narrow_one(k, CAIRN_F16, nextafterf(middle, next)), high);
+    for (const cairn_kernels *k = NULL; (k = next_table(k)) != NULL;) {
+        for (uint32_t i = 0; i < 0x7c00; i++) {
+            for (uint32_t sign = 0; sign <= 0x8000; sign += 0x8000) {
+                float flip = sign ? -1 : 1, here = flip * (float)f16_value((uint16_t)i);
+                /* what follows 65504 for rounding is 65536, which is stored as inf */
+                float next = flip * (i == 0x7bff ? 65536.0f : (float)f16_value((uint16_t)(i + 1)));
+                float middle = (here + next) / 2; /* exact: 12 bits */
+                uint16_t low = (uint16_t)(sign | i), high = (uint16_t)(sign | (i + 1));
+                assert_int_equal(narrow_one(k, CAIRN_F16, here), low);
+                assert_int_equal(narrow_one(k, CAIRN_F16, middle), i % 2 ? high : low);
+                assert_int_equal(narrow_one(k, CAIRN_F16, nextafterf(middle, here)), low);
+                assert_int_equal(narrow_one(k, CAIRN_F16, nextafterf(middle, next)), high);
+            }
+        }
     }
 }
 
 static void every_bf16_survives_the_round_trip_and_every_midpoint_goes_to_the_even_neighbour(void **state)
 {
     (void)state;
-    FOR_EACH_TABLE(k) for (uint32_t i = 0; i < 0x7f80; i++) for (uint32_t sign = 0; sign <= 0x8000; sign += 0x8000)
-    {
-        uint16_t low = (uint16_t)(sign | i), high = (uint16_t)(sign | (i + 1));
-        uint32_t here = (uint32_t)low << 16;
-        assert_int_equal(narrow_one(k, CAIRN_BF16, float_of(here)), low);
-        assert_int_equal(narrow_one(k, CAIRN_BF16, float_of(here | 0x7fff)), low);
-        assert_int_equal(narrow_one(k, CAIRN_BF16, float_of(here | 0x8000)), i % 2 ? high : low);
-        assert_int_equal(narrow_one(k, CAIRN_BF16, float_of(here | 0x8001)), high);
+    for (const cairn_kernels *k = NULL; (k = next_table(k)) != NULL;) {
+        for (uint32_t i = 0; i < 0x7f80; i++) {
+            for (uint32_t sign = 0; sign <= 0x8000; sign += 0x8000) {
+                uint16_t low = (uint16_t)(sign | i), high = (uint16_t)(sign | (i + 1));
+                uint32_t here = (uint32_t)low << 16;
+                assert_int_equal(narrow_one(k, CAIRN_BF16, float_of(here)), low);
+                assert_int_equal(narrow_one(k, CAIRN_BF16, float_of(here | 0x7fff)), low);
+                assert_int_equal(narrow_one(k, CAIRN_BF16, float_of(here | 0x8000)), i % 2 ? high : low);
+                assert_int_equal(narrow_one(k, CAIRN_BF16, float_of(here | 0x8001)), high);
+            }
+        }
     }
 }
 
@@ -306,8 +255,7 @@ static void narrowing_inf_nan_and_random_floats_agrees_in_every_table(void **sta
     uint16_t *out = malloc(N * sizeof *out), *want = malloc(N * sizeof *want);
     for (size_t i = 0; i < N; i++) in[i] = float_of((uint32_t)test_random_u64(&r));
     in[0] = INFINITY, in[1] = -INFINITY, in[2] = NAN, in[3] = float_of(0x7f800001), in[4] = float_of(0xffbfffff);
-    FOR_EACH_TABLE(k)
-    {
+    for (const cairn_kernels *k = NULL; (k = next_table(k)) != NULL;) {
         for (int type = 0; type < 2; type++) {
             cairn_dtype dtype = type ? CAIRN_BF16 : CAIRN_F16;
             k->narrow(out, in, dtype, N);
@@ -341,25 +289,28 @@ static void conversion_touches_only_its_elements_at_any_byte(void **state)
     (void)state;
     test_random r = {6};
     const cairn_dtype types[] = {CAIRN_F32, CAIRN_F16, CAIRN_BF16};
-    FOR_EACH_TABLE(k) for (int type = 0; type < 3; type++) for (size_t n = 0; n < 70; n++)
-    {
-        size_t bytes = n * cairn_dtype_size(types[type]);
-        guarded x = guarded_random(&r, n), back = guarded_new(n * sizeof(float)), half = guarded_new(bytes + 1);
-        char *odd = half.data; /* an odd address, one byte before the last element's end */
-        odd[bytes] = 0x5a;
-        k->narrow(odd, x.data, types[type], n);
-        assert_int_equal(odd[bytes], 0x5a);
-        memmove(odd + 1, odd, bytes); /* and again ending at the page */
-        k->widen(back.data, odd + 1, types[type], n);
-        const float *a = x.data, *b = back.data;
-        for (size_t i = 0; i < n; i++)
-            CLOSE(k->name, b[i], a[i],
-                  fabsf(a[i]) * (type == 0   ? 0
-                                 : type == 1 ? 0x1p-11
-                                             : 0x1p-8) +
-                      0x1p-25,
-                  "n=%zu", n);
-        guarded_free(&x), guarded_free(&back), guarded_free(&half);
+    for (const cairn_kernels *k = NULL; (k = next_table(k)) != NULL;) {
+        for (int type = 0; type < 3; type++) {
+            for (size_t n = 0; n < 70; n++) {
+                size_t bytes = n * cairn_dtype_size(types[type]);
+                guarded x = guarded_random(&r, n), back = guarded_new(n * sizeof(float)), half = guarded_new(bytes + 1);
+                char *odd = half.data; /* an odd address, one byte before the last element's end */
+                odd[bytes] = 0x5a;
+                k->narrow(odd, x.data, types[type], n);
+                assert_int_equal(odd[bytes], 0x5a);
+                memmove(odd + 1, odd, bytes); /* and again ending at the page */
+                k->widen(back.data, odd + 1, types[type], n);
+                const float *a = x.data, *b = back.data;
+                for (size_t i = 0; i < n; i++)
+                    CLOSE(k->name, b[i], a[i],
+                          fabsf(a[i]) * (type == 0   ? 0
+                                         : type == 1 ? 0x1p-11
+                                                     : 0x1p-8) +
+                              0x1p-25,
+                          "n=%zu", n);
+                guarded_free(&x), guarded_free(&back), guarded_free(&half);
+            }
+        }
     }
 }
 
@@ -369,36 +320,37 @@ static void rms_norm_and_silu_agree_with_double_formulas_in_place_too(void **sta
 {
     (void)state;
     test_random r = {7};
-    FOR_EACH_TABLE(k) for (size_t l = 0; l < LENGTHS; l++)
-    {
-        size_t n = lengths[l];
-        guarded a = guarded_random(&r, n), b = guarded_random(&r, n), c = guarded_new(n * sizeof(float));
-        float *x = a.data, *weight = b.data, *out = c.data;
-        double squares = 0;
-        for (size_t i = 0; i < n; i++) squares += (double)x[i] * x[i];
-        k->rms_norm(out, x, weight, n, 1e-5f);
-        for (size_t i = 0; i < n; i++) {
-            double want = x[i] / sqrt(squares / (double)n + (double)1e-5f) * weight[i];
-            CLOSE(k->name, out[i], want, ((double)n / 16 + 12) * EPS * fabs(want), "rms_norm n=%zu", n);
+    for (const cairn_kernels *k = NULL; (k = next_table(k)) != NULL;) {
+        for (size_t l = 0; l < LENGTHS; l++) {
+            size_t n = lengths[l];
+            guarded a = guarded_random(&r, n), b = guarded_random(&r, n), c = guarded_new(n * sizeof(float));
+            float *x = a.data, *weight = b.data, *out = c.data;
+            double squares = 0;
+            for (size_t i = 0; i < n; i++) squares += (double)x[i] * x[i];
+            k->rms_norm(out, x, weight, n, 1e-5f);
+            for (size_t i = 0; i < n; i++) {
+                double want = x[i] / sqrt(squares / (double)n + (double)1e-5f) * weight[i];
+                CLOSE(k->name, out[i], want, ((double)n / 16 + 12) * EPS * fabs(want), "rms_norm n=%zu", n);
+            }
+            k->silu_mul(x, weight, n); /* x was the gate: compare through a copy */
+            guarded_free(&a);
+            a = guarded_random(&r, n);
+            x = a.data;
+            for (size_t i = 0; i < n; i++) x[i] *= 20;
+            float *gate = malloc((n + 1) * sizeof *gate);
+            memcpy(gate, x, n * sizeof *gate);
+            k->silu_mul(x, weight, n);
+            for (size_t i = 0; i < n; i++) {
+                double want = gate[i] / (1 + exp(-(double)gate[i])) * weight[i];
+                CLOSE(k->name, x[i], want, 12 * EPS * fabs(want) + 1e-44, "silu n=%zu gate=%g", n, gate[i]);
+            }
+            memcpy(x, gate, n * sizeof *gate);
+            k->rms_norm(out, x, weight, n, 0.5f);
+            k->rms_norm(x, x, weight, n, 0.5f);
+            assert_memory_equal(x, out, n * sizeof *x);
+            free(gate);
+            guarded_free(&a), guarded_free(&b), guarded_free(&c);
         }
-        k->silu_mul(x, weight, n); /* x was the gate: compare through a copy */
-        guarded_free(&a);
-        a = guarded_random(&r, n);
-        x = a.data;
-        for (size_t i = 0; i < n; i++) x[i] *= 20;
-        float *gate = malloc((n + 1) * sizeof *gate);
-        memcpy(gate, x, n * sizeof *gate);
-        k->silu_mul(x, weight, n);
-        for (size_t i = 0; i < n; i++) {
-            double want = gate[i] / (1 + exp(-(double)gate[i])) * weight[i];
-            CLOSE(k->name, x[i], want, 12 * EPS * fabs(want) + 1e-44, "silu n=%zu gate=%g", n, gate[i]);
-        }
-        memcpy(x, gate, n * sizeof *gate);
-        k->rms_norm(out, x, weight, n, 0.5f);
-        k->rms_norm(x, x, weight, n, 0.5f);
-        assert_memory_equal(x, out, n * sizeof *x);
-        free(gate);
-        guarded_free(&a), guarded_free(&b), guarded_free(&c);
     }
 }
 
@@ -406,28 +358,31 @@ static void rotation_turns_pairs_in_both_layouts_and_in_place(void **state)
 {
     (void)state;
     test_random r = {8};
-    FOR_EACH_TABLE(k) for (size_t n = 0; n <= 140; n += 2) for (int interleaved = 0; interleaved < 2; interleaved++)
-    {
-        size_t half = n / 2;
-        guarded gx = guarded_random(&r, n), gc = guarded_new(half * sizeof(float)),
-                gs = guarded_new(half * sizeof(float)), go = guarded_new(n * sizeof(float));
-        float *x = gx.data, *c = gc.data, *s = gs.data, *out = go.data;
-        for (size_t i = 0; i < half; i++) {
-            double angle = 100 * test_random_unit(&r);
-            c[i] = (float)cos(angle), s[i] = (float)sin(angle);
+    for (const cairn_kernels *k = NULL; (k = next_table(k)) != NULL;) {
+        for (size_t n = 0; n <= 140; n += 2) {
+            for (int interleaved = 0; interleaved < 2; interleaved++) {
+                size_t half = n / 2;
+                guarded gx = guarded_random(&r, n), gc = guarded_new(half * sizeof(float)),
+                        gs = guarded_new(half * sizeof(float)), go = guarded_new(n * sizeof(float));
+                float *x = gx.data, *c = gc.data, *s = gs.data, *out = go.data;
+                for (size_t i = 0; i < half; i++) {
+                    double angle = 100 * test_random_unit(&r);
+                    c[i] = (float)cos(angle), s[i] = (float)sin(angle);
+                }
+                k->rotate(out, x, c, s, n, interleaved);
+                for (size_t i = 0; i < half; i++) {
+                    size_t one = interleaved ? 2 * i : i, two = interleaved ? 2 * i + 1 : i + half;
+                    double w1 = (double)x[one] * c[i] - (double)x[two] * s[i],
+                           w2 = (double)x[two] * c[i] + (double)x[one] * s[i];
+                    double bound = 3 * EPS * (fabs(x[one]) + fabs(x[two]));
+                    CLOSE(k->name, out[one], w1, bound, "rotate n=%zu i=%zu", n, i);
+                    CLOSE(k->name, out[two], w2, bound, "rotate n=%zu i=%zu", n, i);
+                }
+                k->rotate(x, x, c, s, n, interleaved);
+                assert_memory_equal(x, out, n * sizeof *x);
+                guarded_free(&gx), guarded_free(&gc), guarded_free(&gs), guarded_free(&go);
+            }
         }
-        k->rotate(out, x, c, s, n, interleaved);
-        for (size_t i = 0; i < half; i++) {
-            size_t one = interleaved ? 2 * i : i, two = interleaved ? 2 * i + 1 : i + half;
-            double w1 = (double)x[one] * c[i] - (double)x[two] * s[i],
-                   w2 = (double)x[two] * c[i] + (double)x[one] * s[i];
-            double bound = 3 * EPS * (fabs(x[one]) + fabs(x[two]));
-            CLOSE(k->name, out[one], w1, bound, "rotate n=%zu i=%zu", n, i);
-            CLOSE(k->name, out[two], w2, bound, "rotate n=%zu i=%zu", n, i);
-        }
-        k->rotate(x, x, c, s, n, interleaved);
-        assert_memory_equal(x, out, n * sizeof *x);
-        guarded_free(&gx), guarded_free(&gc), guarded_free(&gs), guarded_free(&go);
     }
 }
 
@@ -475,43 +430,46 @@ static void matvec_and_dequant_agree_with_double_loops_and_no_row_depends_on_the
     test_random r = {9};
     const size_t shapes[][2] = {{1, 32}, {3, 64}, {5, 96},  {16, 32},  {17, 192}, {40, 192},
                                 {21, 1}, {7, 17}, {33, 40}, {18, 135}, {6, 4096}, {2, 0}};
-    FOR_EACH_TABLE(k) for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) for (int t = 0; t < 4; t++)
-    {
-        cairn_wtype type = (cairn_wtype)t;
-        size_t rows = shapes[s][0], cols = shapes[s][1];
-        if (type == CAIRN_W_Q8_0 && cols % 32 != 0) continue;
-        double *values = malloc((rows * cols + 1) * sizeof *values);
-        guarded w = random_weights(&r, type, rows, cols, values), gx = guarded_random(&r, cols),
-                gy = guarded_new(rows * sizeof(float)), gd = guarded_new(rows * cols * sizeof(float));
-        const float *x = gx.data;
-        float *y = gy.data, *dense = gd.data;
-        k->matvec(y, w.data, type, cols, 0, rows, x);
-        k->dequant(dense, w.data, type, cols, 0, rows);
-        for (size_t row = 0; row < rows; row++) {
-            double want = 0, magnitude = 0;
-            for (size_t c = 0; c < cols; c++) {
-                double product = values[row * cols + c] * x[c];
-                want += product, magnitude += fabs(product);
-                assert_int_equal(bits_of(dense[row * cols + c]), bits_of((float)values[row * cols + c]));
+    for (const cairn_kernels *k = NULL; (k = next_table(k)) != NULL;) {
+        for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
+            for (int t = 0; t < 4; t++) {
+                cairn_wtype type = (cairn_wtype)t;
+                size_t rows = shapes[s][0], cols = shapes[s][1];
+                if (type == CAIRN_W_Q8_0 && cols % 32 != 0) continue;
+                double *values = malloc((rows * cols + 1) * sizeof *values);
+                guarded w = random_weights(&r, type, rows, cols, values), gx = guarded_random(&r, cols),
+                        gy = guarded_new(rows * sizeof(float)), gd = guarded_new(rows * cols * sizeof(float));
+                const float *x = gx.data;
+                float *y = gy.data, *dense = gd.data;
+                k->matvec(y, w.data, type, cols, 0, rows, x);
+                k->dequant(dense, w.data, type, cols, 0, rows);
+                for (size_t row = 0; row < rows; row++) {
+                    double want = 0, magnitude = 0;
+                    for (size_t c = 0; c < cols; c++) {
+                        double product = values[row * cols + c] * x[c];
+                        want += product, magnitude += fabs(product);
+                        assert_int_equal(bits_of(dense[row * cols + c]), bits_of((float)values[row * cols + c]));
+                    }
+                    CLOSE(k->name, y[row], want, ((double)cols / 16 + 12) * EPS * magnitude, "matvec type %d %zux%zu",
+                          t, rows, cols);
+                }
+                for (int i = 0; i < 20; i++) {
+                    size_t first = test_random_below(&r, (uint32_t)rows),
+                           n = 1 + test_random_below(&r, (uint32_t)(rows - first));
+                    float *part = (float *)gy.data + rows - n, *saved = malloc(rows * sizeof *saved);
+                    k->matvec(saved, w.data, type, cols, 0, rows, x);
+                    k->matvec(part, w.data, type, cols, first, n, x);
+                    assert_memory_equal(part, saved + first, n * sizeof *part);
+                    k->dequant((float *)gd.data + (rows - n) * cols, w.data, type, cols, first, n);
+                    const float *tail = (const float *)gd.data + (rows - n) * cols;
+                    for (size_t c = 0; c < n * cols; c++)
+                        assert_int_equal(bits_of(tail[c]), bits_of((float)values[first * cols + c]));
+                    free(saved);
+                }
+                free(values);
+                guarded_free(&w), guarded_free(&gx), guarded_free(&gy), guarded_free(&gd);
             }
-            CLOSE(k->name, y[row], want, ((double)cols / 16 + 12) * EPS * magnitude, "matvec type %d %zux%zu", t, rows,
-                  cols);
         }
-        for (int i = 0; i < 20; i++) {
-            size_t first = test_random_below(&r, (uint32_t)rows),
-                   n = 1 + test_random_below(&r, (uint32_t)(rows - first));
-            float *part = (float *)gy.data + rows - n, *saved = malloc(rows * sizeof *saved);
-            k->matvec(saved, w.data, type, cols, 0, rows, x);
-            k->matvec(part, w.data, type, cols, first, n, x);
-            assert_memory_equal(part, saved + first, n * sizeof *part);
-            k->dequant((float *)gd.data + (rows - n) * cols, w.data, type, cols, first, n);
-            const float *tail = (const float *)gd.data + (rows - n) * cols;
-            for (size_t c = 0; c < n * cols; c++)
-                assert_int_equal(bits_of(tail[c]), bits_of((float)values[first * cols + c]));
-            free(saved);
-        }
-        free(values);
-        guarded_free(&w), guarded_free(&gx), guarded_free(&gy), guarded_free(&gd);
     }
 }
 
@@ -534,38 +492,44 @@ static void scan_scores_are_the_exact_integer_sums_in_every_table(void **state)
     test_random r = {10};
     const size_t dims[] = {4, 8, 12, 20, 32, 36, 64, 100, 128, 132, 256, 1024},
                  queries[] = {1, 2, 3, 4, 5, 7, 8, 9, 13, 64};
-    FOR_EACH_TABLE(k) for (size_t d = 0; d < 12; d++) for (size_t m = 0; m < 10; m++)
-    {
-        size_t dim = dims[d], nq = queries[m], groups = 1 + test_random_below(&r, 5), rows = 16 * groups;
-        guarded gr = guarded_new(rows * dim), gq = guarded_new(nq * dim), gs = guarded_random(&r, rows);
-        int8_t *data = gr.data, *q = gq.data;
-        for (size_t i = 0; i < rows * dim; i++) data[i] = (int8_t)((int)test_random_below(&r, 256) - 128);
-        for (size_t i = 0; i < nq * dim; i++) q[i] = (int8_t)((int)test_random_below(&r, 256) - 128);
-        if (m % 2) memset(data, -128, rows * dim), memset(q, m % 4 == 1 ? -128 : 127, nq * dim); /* the extremes */
-        float *scale = gs.data, *q_scale = malloc(nq * sizeof *q_scale);
-        int32_t *sums = calloc(rows, sizeof *sums);
-        for (size_t row = 0; row < rows; row++)
-            for (size_t j = 0; j < dim; j++) sums[row] += data[row / 16 * 16 * dim + j / 4 * 64 + row % 16 * 4 + j % 4];
-        test_random_fill(&r, q_scale, nq);
-        size_t first = test_random_below(&r, (uint32_t)groups), n = groups - first, ld = 16 * n + 3;
-        float *scores = malloc(nq * ld * sizeof *scores);
-        for (size_t i = 0; i < nq * ld; i++) scores[i] = 77;
-        k->scan_i8(data, scale, sums, first, n, dim, q, q_scale, nq, scores, ld);
-        for (size_t i = 0; i < nq; i++)
-            for (size_t c = 0; c < ld; c++) {
-                if (c >= 16 * n) { /* between rows of scores nothing is written */
-                    assert_int_equal(bits_of(scores[i * ld + c]), bits_of(77.0f));
-                    continue;
-                }
-                size_t row = 16 * first + c;
-                int64_t sum = 0;
-                for (size_t j = 0; j < dim; j++)
-                    sum += (int64_t)data[row / 16 * 16 * dim + j / 4 * 64 + row % 16 * 4 + j % 4] * q[i * dim + j];
-                float scaled = (float)sum * scale[row];
-                assert_int_equal(bits_of(scores[i * ld + c]), bits_of(scaled * q_scale[i]));
+    for (const cairn_kernels *k = NULL; (k = next_table(k)) != NULL;) {
+        for (size_t d = 0; d < 12; d++) {
+            for (size_t m = 0; m < 10; m++) {
+                size_t dim = dims[d], nq = queries[m], groups = 1 + test_random_below(&r, 5), rows = 16 * groups;
+                guarded gr = guarded_new(rows * dim), gq = guarded_new(nq * dim), gs = guarded_random(&r, rows);
+                int8_t *data = gr.data, *q = gq.data;
+                for (size_t i = 0; i < rows * dim; i++) data[i] = (int8_t)((int)test_random_below(&r, 256) - 128);
+                for (size_t i = 0; i < nq * dim; i++) q[i] = (int8_t)((int)test_random_below(&r, 256) - 128);
+                if (m % 2)
+                    memset(data, -128, rows * dim), memset(q, m % 4 == 1 ? -128 : 127, nq * dim); /* the extremes */
+                float *scale = gs.data, *q_scale = malloc(nq * sizeof *q_scale);
+                int32_t *sums = calloc(rows, sizeof *sums);
+                for (size_t row = 0; row < rows; row++)
+                    for (size_t j = 0; j < dim; j++)
+                        sums[row] += data[row / 16 * 16 * dim + j / 4 * 64 + row % 16 * 4 + j % 4];
+                test_random_fill(&r, q_scale, nq);
+                size_t first = test_random_below(&r, (uint32_t)groups), n = groups - first, ld = 16 * n + 3;
+                float *scores = malloc(nq * ld * sizeof *scores);
+                for (size_t i = 0; i < nq * ld; i++) scores[i] = 77;
+                k->scan_i8(data, scale, d % 2 ? NULL : sums, first, n, dim, q, q_scale, nq, scores, ld);
+                for (size_t i = 0; i < nq; i++)
+                    for (size_t c = 0; c < ld; c++) {
+                        if (c >= 16 * n) { /* between rows of scores nothing is written */
+                            assert_int_equal(bits_of(scores[i * ld + c]), bits_of(77.0f));
+                            continue;
+                        }
+                        size_t row = 16 * first + c;
+                        int64_t sum = 0;
+                        for (size_t j = 0; j < dim; j++)
+                            sum +=
+                                (int64_t)data[row / 16 * 16 * dim + j / 4 * 64 + row % 16 * 4 + j % 4] * q[i * dim + j];
+                        float scaled = (float)sum * scale[row];
+                        assert_int_equal(bits_of(scores[i * ld + c]), bits_of(scaled * q_scale[i]));
+                    }
+                free(scores), free(sums), free(q_scale);
+                guarded_free(&gr), guarded_free(&gq), guarded_free(&gs);
             }
-        free(scores), free(sums), free(q_scale);
-        guarded_free(&gr), guarded_free(&gq), guarded_free(&gs);
+        }
     }
 }
 

@@ -7,9 +7,12 @@
  *
  * A tile of T tokens, f16, is 4 T D bytes; a query costs T D fma for its scores, T D for the mix, T exp. With few
  * queries the conversion of f16 sets the pace (two cycles for 16 elements on Zen 4: at most 60 GB/s), with many the
- * fma. T = 63, avx512, ns per tile (GB/s, or GFLOPS of 113): 1 query, L2      L3       4 queries, L2    64 queries D =
- * 32    245 (33)     270 (30)      640 (50 GF)      8,400 (61 GF) 64    410 (39)     440 (37)      970 (66 GF) 12,400
- * (84 GF) 128    690 (47)     735 (44)    1,660 (78 GF)     21,800 (95 GF)
+ * fma. T = 63, avx512, one core, ns for a tile:
+ *
+ *      D    1 query, L2       from L3      4 queries, L2      64 queries (fma peak 113 GFLOPS)
+ *     32    245 (33 GB/s)     270 (30)       640 (50 GF)       8,400 (61 GF)
+ *     64    410 (39)          440 (37)       970 (66 GF)      12,400 (84 GF)
+ *    128    690 (47)          735 (44)     1,660 (78 GF)      21,800 (95 GF)
  */
 #include "tile_internal.h"
 

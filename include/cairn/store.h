@@ -11,6 +11,7 @@
  * Processes and threads: one writing transaction at a time (they are short), any number of reading
  * processes, which never wait. A context has one appender at a time, which holds a lease. A process
  * opens a given store once: a second open in the same process returns the same environment, counted.
+ * After fork() the child must open the store anew; its parent's handles answer INVALID there.
  * The cairn_store handle may be shared by threads; a snapshot, writer or fetch belongs to one thread
  * at a time.
  *
@@ -76,7 +77,8 @@ CAIRN_API void cairn_store_options_init(cairn_store_options *opt, size_t struct_
 
 /* On success the caller owns *out; on failure *out is NULL. NOT_FOUND: no store at `path`;
  * MISMATCH: another geometry or model, the message names both; CORRUPT: the checks at open failed
- * (format, geometry, a page number beyond the end of the file); IO, FULL, NO_MEMORY. `opt` may be NULL. */
+ * (format, geometry, a page number beyond the end of the file); BUSY: another process creates or compacts it, or this
+ * one has it open read-only and now wants to write; IO, FULL, NO_MEMORY. `opt` may be NULL. */
 CAIRN_API cairn_status cairn_store_open(const char *path, const cairn_store_options *opt, cairn_store **out);
 CAIRN_API void cairn_store_close(cairn_store *store); /* NULL is fine, here and in every close */
 CAIRN_API const char *cairn_store_path(const cairn_store *store);
@@ -134,7 +136,8 @@ CAIRN_API cairn_status cairn_context_fork(cairn_store *store, const char *parent
 /* BUSY while another process (or writer) appends to it. Space is returned in short transactions. */
 CAIRN_API cairn_status cairn_context_drop(cairn_store *store, const char *name);
 CAIRN_API cairn_status cairn_context_rename(cairn_store *store, const char *from, const char *to);
-/* Frees the segments nobody refers to that an interrupted drop left behind; *out_freed counts blocks. */
+/* Frees the segments nobody refers to that an interrupted drop or truncate left behind; *out_freed counts blocks.
+ * Opening a store does not do this. */
 CAIRN_API cairn_status cairn_store_sweep(cairn_store *store, uint64_t *out_freed);
 
 /* ---- reading ---- */

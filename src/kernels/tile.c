@@ -1,7 +1,6 @@
 /* tile.c - f32 rows into tile payloads and int8 scan rows: what is stored, the same for every table. */
 #include "tile_internal.h"
 
-#include <assert.h>
 #include <math.h>
 
 size_t cairn_wtype_row_bytes(cairn_wtype type, size_t cols)

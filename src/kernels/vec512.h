@@ -253,10 +253,6 @@ INLINE vi vi_madd(vi a, vi b, vi c) /* c + the sum of the two int16 products of 
 {
     return _mm512_add_epi32(c, _mm512_madd_epi16(a, b));
 }
-INLINE vi vi_add(vi a, vi b)
-{
-    return _mm512_add_epi32(a, b);
-}
 INLINE vf vi_to_f32(vi x)
 {
     return _mm512_cvtepi32_ps(x);

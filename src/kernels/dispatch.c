@@ -3,11 +3,21 @@
 
 #include <stdlib.h>
 
+#ifdef CAIRN_HAVE_AVX2
+#include <cpuid.h>
+
+/* clang 14 does not know the word "f16c". That the system saves the registers is checked with avx2. */
+static bool has_f16c(void)
+{
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+#endif
+
 const cairn_kernels *cairn_kernels_avx2(void)
 {
 #ifdef CAIRN_HAVE_AVX2
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
-        return &cairn_kernels_avx2_table;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c()) return &cairn_kernels_avx2_table;
 #endif
     return NULL;
 }

@@ -161,6 +161,13 @@ static void what_is_missing_or_too_much_is_named(void **state)
     assert_says(cairn_run("ingest", fx.store, "-m", DEMO_MODEL, fx.text)->err, "--context NAME is required");
     assert_code(cairn_run("ingest", fx.store, "-m", DEMO_MODEL, "-c", "x", "--append", "--replace", fx.text), 2);
     assert_code(cairn_run("list", fx.store, "--json=yes"), 2);
+    assert_code(cairn_run("ask", fx.store, "-m", DEMO_MODEL, "-c", "book", "--keep", "--fresh", "x"), 2);
+    const char *const scope[] = {"ask",    fx.store, "-m",      DEMO_MODEL, "-c", "book",
+                                 "--mass", "0.9",    "--scope", "head",     "x",  NULL};
+    assert_code(command_run(NULL, 0, scope), 2);
+    const outcome *o = cairn_run("ask", fx.store, "-m", DEMO_MODEL, "-c", "book", "--sources", "3", "x");
+    assert_code(o, 2);
+    assert_says(o->err, "--sources=N");
 }
 
 static void with_json_an_error_is_an_object_on_stdout_and_a_sentence_on_stderr(void **state)

@@ -12,7 +12,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { SCOPE_TOKEN_HEAD, SCOPE_HEAD, SCOPE_TOKEN };
+enum { SCOPE_TOKEN_HEAD }; /* the first word of --scope, the default */
 enum { WINDOW_MODEL = UINT32_MAX };
 
 static struct {
@@ -409,6 +409,9 @@ static int run(cli *c, int argc, char **argv)
 {
     (void)argc;
     run_state r = {.c = c, .answer.print = !c->json};
+    if (flags.fresh && flags.keep) return cli_usage(c, "--fresh and --keep exclude each other");
+    if (flags.mass > 0 && flags.scope != SCOPE_TOKEN_HEAD)
+        return cli_usage(c, "--mass: needs --scope token+head, where each row and head has its own choice");
     int code = read_stops(c);
     if (code < 0) code = model_open(c, flags.model, true, &r.model);
     if (code < 0) code = store_open(c, argv[0], &r.model, !flags.keep, &r.store);

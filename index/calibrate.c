@@ -95,8 +95,8 @@ static void consider(trial *t, const char *name, const char *kind, double us, do
 static cairn_status try_kind(trial *t, const char *kind, const char *name)
 {
     cairn_kind parsed;
-    double us;
-    double share;
+    double us = 0;
+    double share = 0;
     cairn_status st = cairn_kind_parse(kind, &parsed);
     if (st != CAIRN_OK) return st;
     cairn_index view = view_of(t, parsed);
@@ -123,8 +123,8 @@ static cairn_status try_faiss(trial *t, const char *name, const char *factory, c
     st = cairn_sealed_extend(&view.sealed, &parsed, t->rows, t->rows->count);
     for (size_t i = 0; st == CAIRN_OK && (i == 0 || (params[i] != NULL && cairn_now_ns() < t->deadline)); i++) {
         char kind[CAIRN_KIND_TEXT];
-        double us;
-        double share;
+        double us = 0;
+        double share = 0;
         snprintf(kind, sizeof kind, "%s%s%s", factory, params[i] != NULL ? ":" : "",
                  params[i] != NULL ? params[i] : "");
         if (params[i] != NULL && (st = cairn_faiss_set(view.sealed.faiss, params[i])) != CAIRN_OK) break;

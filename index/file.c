@@ -174,7 +174,7 @@ cairn_status cairn_sealed_load(cairn_sealed *sealed, const cairn_kind *kind, uin
     char *copy = NULL;
     float *center = NULL;
     FILE *file = NULL;
-    struct stat info;
+    struct stat info = {0};
     uint64_t found = 0;
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0 || fstat(fd, &info) != 0) {

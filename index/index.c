@@ -258,9 +258,10 @@ static cairn_status search_batch(const cairn_index *index, cairn_index_scratch *
     if (st != CAIRN_OK) return st;
     size_t pilots = wants_pilots(index, queries, n, k, mass != NULL) ? PILOTS : 0;
     size_t others = pilots;
+    size_t stride = pilots != 0 ? n / pilots : n + 1;
     for (size_t i = 0; i < n; i++) {
-        bool pilot = pilots != 0 && i % (n / PILOTS) == n / PILOTS / 2 && i / (n / PILOTS) < PILOTS;
-        size_t at = pilot ? i / (n / PILOTS) : others++;
+        bool pilot = i % stride == stride / 2 && i / stride < pilots; /* evenly spread */
+        size_t at = pilot ? i / stride : others++;
         query_begin(index, scratch, at, i, &queries[i], k, most, mass != NULL);
     }
     cairn_scan_prepare(rows, scratch, n);
@@ -290,8 +291,8 @@ cairn_status cairn_index_search(const cairn_index *index, cairn_index_scratch *s
         uint32_t here = k < width ? k : width;
         if (here > most) most = here;
     }
-    size_t batch = CHOICES_BYTES_MAX / choice_bytes(most);
-    batch = batch > CAIRN_SCAN_BATCH ? CAIRN_SCAN_BATCH : batch < 1 ? 1 : batch;
+    size_t batch = 1;
+    while (batch < CAIRN_SCAN_BATCH && (batch + 1) * choice_bytes(most) <= CHOICES_BYTES_MAX) batch++;
     for (size_t i = 0; i < nq; i += batch) {
         size_t n = nq - i < batch ? nq - i : batch;
         cairn_status st = search_batch(index, scratch, queries + i, n, k, most, hits + i * k, found + i,

@@ -155,8 +155,8 @@ static void make_exact(cairn_choice *c, cairn_candidate *candidate)
 
 static void drop_hopeless(cairn_choice *c)
 {
-    uint32_t kept = 0;
-    for (uint32_t i = 0; i < c->count; i++)
+    size_t kept = 0;
+    for (size_t i = 0; i < c->count; i++)
         if (c->candidates[i].highest >= c->least) c->candidates[kept++] = c->candidates[i];
     c->count = kept;
 }
@@ -175,7 +175,7 @@ static void make_room(cairn_choice *c)
     drop_hopeless(c);
     if (c->count <= c->room / 2) return;
     c->crowded++;
-    for (uint32_t i = 0; i < c->count; i++) make_exact(c, &c->candidates[i]);
+    for (size_t i = 0; i < c->count; i++) make_exact(c, &c->candidates[i]);
     qsort(c->candidates, c->count, sizeof *c->candidates, by_score);
     c->count = c->k; /* room / 2 >= k, so there were as many */
     c->kept = c->k;
@@ -244,13 +244,13 @@ void cairn_choice_see_one(cairn_choice *c, uint32_t id, float score)
     if (c->k != 0) offer(c, id, score, score, score, true);
 }
 
-static void sort_by_highest(cairn_candidate *a, uint32_t n) /* Shell's sort, best first: n is some tens */
+static void sort_by_highest(cairn_candidate *a, size_t n) /* Shell's sort, best first: n is some tens */
 {
-    static const uint32_t gaps[] = {701, 301, 132, 57, 23, 10, 4, 1};
+    static const size_t gaps[] = {701, 301, 132, 57, 23, 10, 4, 1};
     for (size_t g = 0; g < sizeof gaps / sizeof *gaps; g++)
-        for (uint32_t i = gaps[g]; i < n; i++) {
+        for (size_t i = gaps[g]; i < n; i++) {
             cairn_candidate moved = a[i];
-            uint32_t at = i;
+            size_t at = i;
             for (; at >= gaps[g] && a[at - gaps[g]].highest < moved.highest; at -= gaps[g]) a[at] = a[at - gaps[g]];
             a[at] = moved;
         }
@@ -261,17 +261,17 @@ uint32_t cairn_choice_finish(cairn_choice *c, cairn_index_hit *hits)
     enum { FEW = 64, AHEAD = 32 };
     drop_hopeless(c);
     if (c->k > FEW) { /* inserting one by one would be quadratic in k */
-        for (uint32_t i = 0; i < c->count; i++) make_exact(c, &c->candidates[i]);
+        for (size_t i = 0; i < c->count; i++) make_exact(c, &c->candidates[i]);
         qsort(c->candidates, c->count, sizeof *c->candidates, by_score);
-        uint32_t n = c->count < c->k ? c->count : c->k;
+        uint32_t n = c->count < c->k ? (uint32_t)c->count : c->k;
         for (uint32_t i = 0; i < n; i++) hits[i] = (cairn_index_hit){c->candidates[i].id, c->candidates[i].score};
         return n;
     }
     sort_by_highest(c->candidates, c->count);
-    for (uint32_t i = 0; i < c->count && i < AHEAD; i++)
+    for (size_t i = 0; i < c->count && i < AHEAD; i++)
         if (!c->candidates[i].exact) __builtin_prefetch(cairn_rows_at(c->rows, c->candidates[i].id));
     uint32_t n = 0;
-    for (uint32_t i = 0; i < c->count; i++) {
+    for (size_t i = 0; i < c->count; i++) {
         cairn_candidate *candidate = &c->candidates[i];
         if (n == c->k && candidate->highest < hits[n - 1].score) break; /* nor can any after it */
         make_exact(c, candidate);

@@ -258,10 +258,9 @@ static cairn_status search_batch(const cairn_index *index, cairn_index_scratch *
     if (st != CAIRN_OK) return st;
     size_t pilots = wants_pilots(index, queries, n, k, mass != NULL) ? PILOTS : 0;
     size_t others = pilots;
-    size_t stride = pilots != 0 ? n / pilots : n + 1;
     for (size_t i = 0; i < n; i++) {
-        bool pilot = i % stride == stride / 2 && i / stride < pilots; /* evenly spread */
-        size_t at = pilot ? i / stride : others++;
+        bool pilot = pilots != 0 && i * PILOTS % n < PILOTS; /* the first of each quarter */
+        size_t at = pilot ? i * PILOTS / n : others++;
         query_begin(index, scratch, at, i, &queries[i], k, most, mass != NULL);
     }
     cairn_scan_prepare(rows, scratch, n);

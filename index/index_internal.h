@@ -126,12 +126,12 @@ typedef struct cairn_running_mass {
 typedef struct cairn_choice {
     const cairn_rows *rows;
     const float *q;
-    uint32_t k;     /* > 0; at most the rows of the range */
-    uint32_t room;  /* of candidates */
-    uint32_t count; /* of candidates */
-    uint32_t kept;  /* lower bounds in the heap, at most k */
-    float least;    /* the k-th best lower bound so far, -inf before there are k: who cannot reach it is out */
-    float *bounds;  /* (k) heap of the best lower bounds, smallest first */
+    uint32_t k;    /* > 0; at most the rows of the range */
+    size_t room;   /* of candidates */
+    size_t count;  /* of candidates */
+    uint32_t kept; /* lower bounds in the heap, at most k */
+    float least;   /* the k-th best lower bound so far, -inf before there are k: who cannot reach it is out */
+    float *bounds; /* (k) heap of the best lower bounds, smallest first */
     cairn_candidate *candidates; /* (room) */
     float *wide;                 /* (dim) scratch */
     bool want_mass;

@@ -300,6 +300,30 @@ static void add_stats(cairn_step_stats *sum, const cairn_step_stats *x)
     if (x->mass_kind < sum->mass_kind) sum->mass_kind = x->mass_kind;
 }
 
+/* Threads pay where a phase takes longer than waking them, about 20 us on the machine of docs/benchmarks.md. Rough
+ * costs: 0.01 ns per int8 product of the search (100 G/s), 0.05 ns per operation on a tile. */
+enum { THREADS_FROM_NS = 40000 };
+
+static cairn_pool *pool_for(const attn_step *step, double ns)
+{
+    return ns >= THREADS_FROM_NS ? step->pool : NULL;
+}
+
+static double search_ns(const attn_step *step, const attn_chunk *chunk)
+{
+    const cairn_attention_shape *shape = step->shape;
+    double rows = (double)chunk->rows * shape->heads;
+    double blocks = attn_is_local(shape, chunk->layer) ? 0 : (double)chunk->groups[chunk->n_groups - 1].block;
+    return rows * shape->head_dim * (blocks * 0.01 + shape->block_tokens * 0.1);
+}
+
+static double tiles_ns(const attn_step *step)
+{
+    double ns = 0;
+    for (size_t u = 0; u < step->n_units; u++) ns += (double)step->units[u].n_picks;
+    return ns * step->shape->block_tokens * step->shape->head_dim * 4 * 0.05;
+}
+
 /* Positions the chunk's queries can be turned to. */
 static size_t positions_needed(const attn_step *step, const attn_chunk *chunk, const attn_line *line)
 {
@@ -334,7 +358,7 @@ cairn_status attn_step_run(attn_step *step, const attn_chunk *chunk, const attn_
     if (step->policy.scope != CAIRN_SCOPE_TOKEN_HEAD && !attn_is_local(shape, chunk->layer) &&
         shape->scheme != CAIRN_POSITION_DENSE && (st = attn_select_shared(step, chunk, line)) != CAIRN_OK)
         return st;
-    cairn_pool_run(step->pool, step->n_units, select_item, &r);
+    cairn_pool_run(pool_for(step, search_ns(step, chunk)), step->n_units, select_item, &r);
     for (size_t u = 0; u < step->n_units; u++) {
         if (step->units[u].status != CAIRN_OK) return cairn_fail(step->units[u].status, "%s", step->units[u].sentence);
         if (!attn_is_local(shape, chunk->layer)) add_stats(&step->stats, &step->units[u].stats);
@@ -345,6 +369,8 @@ cairn_status attn_step_run(attn_step *step, const attn_chunk *chunk, const attn_
     uint64_t t1 = cairn_now_ns();
     step->stats.search_ns += t1 - t0;
 
+    cairn_pool *own_pool = pool_for(step, search_ns(step, chunk));
+    cairn_pool *tile_pool = pool_for(step, tiles_ns(step));
     size_t most = n_tiles != 0 ? source->batch_max(source->arg) : 1;
     for (r.tile0 = 0; r.tile0 == 0 || r.tile0 < n_tiles; r.tile0 = r.tile1) {
         r.tile1 = n_tiles - r.tile0 < most ? n_tiles : r.tile0 + most;
@@ -354,7 +380,7 @@ cairn_status attn_step_run(attn_step *step, const attn_chunk *chunk, const attn_
             if (st != CAIRN_OK) return st;
         }
         uint64_t t2 = cairn_now_ns();
-        if (r.tile0 == 0) cairn_pool_run(step->pool, step->n_units, own_item, &r); /* while the tiles fly */
+        if (r.tile0 == 0) cairn_pool_run(own_pool, step->n_units, own_item, &r); /* while the tiles fly */
         uint64_t t3 = cairn_now_ns();
         if (r.tile1 == r.tile0) {
             step->stats.attend_ns += t3 - t2;
@@ -362,12 +388,12 @@ cairn_status attn_step_run(attn_step *step, const attn_chunk *chunk, const attn_
         }
         if ((st = source->wait(source->arg, step->tiles)) != CAIRN_OK) return st;
         uint64_t t4 = cairn_now_ns();
-        cairn_pool_run(step->pool, step->n_units, tiles_item, &r);
+        cairn_pool_run(tile_pool, step->n_units, tiles_item, &r);
         uint64_t t5 = cairn_now_ns();
         step->stats.fetch_ns += (t2 - t1) + (t4 - t3);
         step->stats.attend_ns += (t3 - t2) + (t5 - t4);
         t1 = t5;
     }
-    if (shape->scheme == CAIRN_POSITION_DENSE) cairn_pool_run(step->pool, step->n_units, divide_item, &r);
+    if (shape->scheme == CAIRN_POSITION_DENSE) cairn_pool_run(own_pool, step->n_units, divide_item, &r);
     return CAIRN_OK;
 }

@@ -46,8 +46,9 @@ struct cairn_pool {
     pthread_cond_t wake;
     pthread_cond_t done;
     atomic_uint_fast64_t generation; /* raised under the lock for each job, and to stop */
-    atomic_size_t next;
-    atomic_size_t busy; /* started workers that have not finished this job */
+    atomic_size_t next;              /* item to hand out */
+    atomic_size_t joined;            /* started workers inside this job; raised under the lock while it is open */
+    bool open;                       /* workers may still join */
     size_t n;
     cairn_pool_fn fn;
     void *arg;
@@ -60,6 +61,9 @@ static void work(cairn_pool *pool, size_t number)
     for (size_t i; (i = atomic_fetch_add(&pool->next, 1)) < pool->n;) pool->fn(pool->arg, i, number);
 }
 
+/* A worker joins a job while it is open. The caller closes it when no item is left and waits for those who joined,
+ * never for one that is still waking up: where a core is taken by somebody else, a job costs what the caller alone
+ * needs. */
 static void *worker_main(void *p)
 {
     worker *w = p;
@@ -71,10 +75,13 @@ static void *worker_main(void *p)
         while (atomic_load(&pool->generation) == seen) pthread_cond_wait(&pool->wake, &pool->lock);
         seen = atomic_load(&pool->generation);
         bool stop = pool->stop;
+        bool join = pool->open;
+        if (join) atomic_fetch_add(&pool->joined, 1);
         pthread_mutex_unlock(&pool->lock);
         if (stop) return NULL;
+        if (!join) continue;
         work(pool, w->number);
-        if (atomic_fetch_sub(&pool->busy, 1) == 1) {
+        if (atomic_fetch_sub(&pool->joined, 1) == 1) {
             pthread_mutex_lock(&pool->lock);
             pthread_cond_signal(&pool->done);
             pthread_mutex_unlock(&pool->lock);
@@ -142,13 +149,16 @@ void cairn_pool_run(cairn_pool *pool, size_t n, cairn_pool_fn fn, void *arg)
     pool->arg = arg;
     pool->n = n;
     atomic_store(&pool->next, 0);
-    atomic_store(&pool->busy, pool->size - 1);
+    pool->open = true;
     atomic_fetch_add(&pool->generation, 1);
     pthread_cond_broadcast(&pool->wake);
     pthread_mutex_unlock(&pool->lock);
     work(pool, 0);
-    for (int i = 0; i < SPINS && atomic_load(&pool->busy) != 0; i++) relax();
     pthread_mutex_lock(&pool->lock);
-    while (atomic_load(&pool->busy) != 0) pthread_cond_wait(&pool->done, &pool->lock);
+    pool->open = false;
+    pthread_mutex_unlock(&pool->lock);
+    for (int i = 0; i < SPINS && atomic_load(&pool->joined) != 0; i++) relax();
+    pthread_mutex_lock(&pool->lock);
+    while (atomic_load(&pool->joined) != 0) pthread_cond_wait(&pool->done, &pool->lock);
     pthread_mutex_unlock(&pool->lock);
 }

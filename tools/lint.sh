@@ -7,12 +7,13 @@ cd "$(dirname "$0")/.."
 build=${1:-build}
 
 sources() { git ls-files -- "$@" 2>/dev/null | grep . || find "$@" -type f; }
-formatted() { sources include src store index tools bench tests examples | grep -E '\.(c|h|cpp)$' | xargs clang-format --dry-run -Werror; }
+formatted() { sources include src store index tools bench tests examples | grep -E '\.(c|h|cpp)$' | xargs clang-format --dry-run -Werror 2>&1 | grep 'error:' && return 1 || return 0; }
 # Tests are left to the compilers and sanitizers: cmocka's macros hide their ends from the analyzer.
 tidy() {
     sources src store index tools bench | grep '\.c$' |
         while read -r f; do ! grep -qF "/$f\"" "$build/compile_commands.json" || echo "$f"; done |
-        xargs -P "$(nproc)" -n 1 clang-tidy -p "$build" --quiet 2>/dev/null
+        xargs -P "$(nproc)" -n 1 clang-tidy -p "$build" --quiet 2>/dev/null | grep -vE 'note: |^ +'
+    return "${PIPESTATUS[2]}"
 }
 
 if command -v clang-format >/dev/null; then

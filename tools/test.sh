@@ -37,12 +37,13 @@ script() {
     if [ "$status" != 0 ] && [ "$bad" = 0 ]; then broken "$* ended with status $status"; fi
 }
 
-# build DIR OPTIONS...: configures and builds; a failure shows its last lines and counts as one.
+# build DIR OPTIONS...: configures and builds; a failure shows its last lines and counts as one. Warnings are errors in
+# the release build alone: what a sanitizer adds to the code makes the compiler suspect what is not there.
 build() {
     local dir=$1 log
     shift
     log=$(mktemp)
-    if cmake -S . -B "$dir" -DCAIRN_WERROR=ON -DCAIRN_TESTS=ON "$@" >"$log" 2>&1 && cmake --build "$dir" -j "$jobs" >>"$log" 2>&1; then
+    if cmake -S . -B "$dir" -DCAIRN_TESTS=ON "$@" >"$log" 2>&1 && cmake --build "$dir" -j "$jobs" >>"$log" 2>&1; then
         rm -f "$log" && count 1 0 0 && return
     fi
     grep -E ' error: |warning: |undefined reference|CMake Error' "$log" | head -40
@@ -59,7 +60,7 @@ tests() {
     shift 2
     mkdir -p "${log%/*}" && : >"$log"
     # shellcheck disable=SC2086  # the runner is empty or two words
-    $runner ctest --test-dir "$dir" -j "$jobs" "$@" | grep -vE '^(Internal ctest|Test project|Total Test time|Label Time|\(.*\))|^$'
+    $runner ctest --test-dir "$dir" -j "$jobs" "$@" | grep -vE '^(Internal ctest|Test project|Total Test time|Label Time|[a-z]+ +=|\(.*\)| *Start)|^$'
     status=${PIPESTATUS[0]}
     n=$(awk '
         / Testing: /        { name = $NF; ok = bad = not = running = 0 }
@@ -99,7 +100,7 @@ say "rooms and headers"
 script tools/arrows.sh
 
 say "Release build"
-if build build -DCMAKE_BUILD_TYPE=Release; then
+if build build -DCMAKE_BUILD_TYPE=Release -DCAIRN_WERROR=ON; then
     say "all tests"
     tests build Release
     say "the installed library"

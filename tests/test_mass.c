@@ -210,6 +210,47 @@ static void stingy_mass_is_that_of_the_search_scores(void **state)
     }
 }
 
+/* A choice of fewer than k blocks sits in as many slots + 1, as if k had been that few. */
+static void a_mass_target_under_stingy_positions_packs_what_it_chose_before_the_chunk(void **state)
+{
+    (void)state;
+    enum { K = 4 };
+    test_random r = {46};
+    size_t counts[K + 1] = {0};
+    for (int n = 0; n < 4; n++) {
+        world w;
+        record rec;
+        make(&w, &r, CAIRN_POSITION_STINGY, 10);
+        size_t heads = w.shape.heads, dim = w.shape.head_dim;
+        record_init(&rec, &w, K);
+        session_spec spec = {.top_k = K, .mass = 0.4F + 0.1F * (float)n, .index_kind = "exact"};
+        cairn_session *s = world_session(&w, NULL, &spec);
+        world_feed(&w, s, 0, w.rows, 1, NULL, &rec);
+        cairn_session_end(s);
+        for (uint32_t l = 0; l < w.shape.layers; l++) {
+            for (size_t i = 0; i < w.rows * heads; i++) {
+                uint32_t used = 0;
+                int64_t picked[WORLD_HEADS * K];
+                int32_t slots[WORLD_HEADS * K];
+                double *out = malloc(world_width(&w) * sizeof *out);
+                assert_non_null(out);
+                while (used < K && rec.picked[l][i * K + used] >= 0) used++;
+                for (size_t h = 0; h < heads; h++)
+                    memcpy(picked + h * used, rec.picked[l] + i * K, used * sizeof *picked);
+                twin_stingy(&w, l, i / heads, 1, CAIRN_SCOPE_TOKEN_HEAD, used, 0, true, picked, slots, out);
+                for (size_t d = 0; d < dim; d++) assert_near(rec.out[l][i * dim + d], out[i % heads * dim + d], 1e-4);
+                for (size_t k = 0; k < used; k++)
+                    assert_int_equal(rec.slots[l][i * K + k], slots[i % heads * used + k]);
+                counts[used]++;
+                free(out);
+            }
+        }
+        record_wipe(&rec);
+        world_wipe(&w);
+    }
+    for (size_t k = 0; k <= K; k++) assert_true(counts[k] > 0);
+}
+
 /* Every kind of index over stored blocks: the truth or less, or it says it does not know. */
 static void no_kind_of_index_reports_more_mass_than_there_is(void **state)
 {
@@ -274,6 +315,7 @@ int main(void)
         cmocka_unit_test(all_blocks_keep_all_mass),
         cmocka_unit_test(a_mass_target_takes_the_fewest_blocks_that_reach_it),
         cmocka_unit_test(stingy_mass_is_that_of_the_search_scores),
+        cmocka_unit_test(a_mass_target_under_stingy_positions_packs_what_it_chose_before_the_chunk),
         cmocka_unit_test(no_kind_of_index_reports_more_mass_than_there_is),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

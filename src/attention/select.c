@@ -188,8 +188,8 @@ static cairn_status pick_chosen(attn_step *step, const attn_chunk *chunk, const 
     for (uint32_t i = 0; i < n && st == CAIRN_OK; i++) {
         pick.block = list[i].id;
         if (stingy) { /* old ones pack left, recent ones right (PAPER 2.4); re-scored where they come to lie */
-            uint32_t slot = i + (pick.block >= r->far_hi);
-            pick.delta = (int32_t)(r->k + 1 - slot + (uint32_t)(group->block - line->cached));
+            uint32_t slot = i + (pick.block >= r->near_hi - n); /* n < k where a mass target needed no more */
+            pick.delta = (int32_t)(n + 1 - slot + (uint32_t)(group->block - line->cached));
         } else {
             pick.delta = (int32_t)attn_scoring_delta(step, line, r, group, pick.block);
         }

@@ -9,6 +9,8 @@
  */
 #include "twin.h"
 
+#include <kernels_internal.h>
+
 #include <stdio.h>
 
 /* Against double loops: f32 sums of at most 32 products and of some hundred weights, values up to about 4. */
@@ -117,6 +119,8 @@ static void every_element_type_is_bit_for_bit_the_same_resident_and_from_disk_an
         world w;
         record resident, rec;
         world_random(&w, &r, CAIRN_POSITION_CLAMPED, 7);
+        w.local[0] = n % 2 == 0;
+        w.shape.local_window_blocks = 2;
         record_init(&resident, &w, 0);
         record_init(&rec, &w, 0);
         for (size_t d = 0; d < 4; d++) {
@@ -138,6 +142,35 @@ static void every_element_type_is_bit_for_bit_the_same_resident_and_from_disk_an
             record_same(&resident, &rec, 0, w.rows);
         }
         record_wipe(&resident);
+        record_wipe(&rec);
+        world_wipe(&w);
+    }
+}
+
+/* Rows are rounded to the element type when they come in, not when their block closes: what a row sees of its own block
+ * is what later rows see of it. */
+static void a_token_that_sees_only_itself_gets_its_value_as_the_store_will_keep_it(void **state)
+{
+    (void)state;
+    static const cairn_dtype dtypes[] = {CAIRN_F32, CAIRN_F16, CAIRN_BF16};
+    test_random r = {25};
+    for (size_t d = 0; d < 3; d++) {
+        world w;
+        record rec;
+        world_random(&w, &r, CAIRN_POSITION_CLAMPED, 4);
+        record_init(&rec, &w, 0);
+        world_run_memory(&w, &(session_spec){.no_retrieval = true, .window_set = true, .dtype = dtypes[d]}, 0, 1, &rec);
+        size_t dim = w.shape.head_dim, per = w.shape.heads / w.shape.kv_heads;
+        for (size_t row = 0; row < w.rows; row += world_slots(&w)) {
+            for (size_t h = 0; h < w.shape.heads; h++) {
+                float kept[64];
+                uint8_t stored[256];
+                cairn_kernels_ref.narrow(stored, w.v[0] + (row * w.shape.kv_heads + h / per) * dim, dtypes[d], dim);
+                cairn_kernels_ref.widen(kept, stored, dtypes[d], dim);
+                for (size_t x = 0; x < dim; x++)
+                    assert_near(rec.out[0][(row * w.shape.heads + h) * dim + x], kept[x], 1e-7);
+            }
+        }
         record_wipe(&rec);
         world_wipe(&w);
     }
@@ -316,6 +349,7 @@ int main(void)
         cmocka_unit_test(dense_is_causal_attention_at_any_chunking),
         cmocka_unit_test(the_three_scopes_are_one_when_k_covers_all_blocks),
         cmocka_unit_test(every_element_type_is_bit_for_bit_the_same_resident_and_from_disk_and_near_the_reference),
+        cmocka_unit_test(a_token_that_sees_only_itself_gets_its_value_as_the_store_will_keep_it),
         cmocka_unit_test(a_budget_far_below_the_store_changes_no_bit),
         cmocka_unit_test(scores_of_a_thousand_stay_finite),
         cmocka_unit_test(landmark_values_and_a_landmarks_key_at_its_own_row_change_no_bit),

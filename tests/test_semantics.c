@@ -201,8 +201,9 @@ static void attached_init(attached *a, test_random *r, size_t old, size_t own_ro
 {
     world_random(&a->w, r, CAIRN_POSITION_CLAMPED, old + 8 + own_rows / 4 + 1);
     size_t slots = world_slots(&a->w);
-    size_t gap =
-        a->w.shape.clamp_blocks > a->w.shape.window_blocks ? a->w.shape.clamp_blocks : a->w.shape.window_blocks;
+    a->w.local[0] = test_random_below(r, 2) == 0;
+    a->w.shape.local_window_blocks = 1 + test_random_below(r, 3);
+    size_t gap = 4; /* clamp_blocks is 1..4, the windows 0..3 */
     a->old = old;
     a->start = (old + gap) * slots;
     assert_true(a->start + own_rows <= a->w.rows);
@@ -462,6 +463,78 @@ static void layers_that_are_not_stored_are_refilled_and_go_on_bit_for_bit(void *
     }
 }
 
+static void layers_that_are_not_stored_must_be_refilled_first_and_once(void **state)
+{
+    fixture *fx = *state;
+    world w;
+    const char *name = "text";
+    world_spec shape = {2, 4, 2, 8, 5, CAIRN_POSITION_CLAMPED, false, true, 40};
+    world_init(&w, &fx->r, &shape);
+    w.first_layer = 1;
+    w.local[0] = 1;
+    new_store(fx, &w, name);
+    extend(fx, &w, name, 0, 20, NULL);
+    session_spec spec = {.contexts = &name, .n = 1, .top_k = K};
+    cairn_session *s = world_session(&w, fx->store, &spec);
+    const cairn_token *tokens;
+    size_t n, kv = (size_t)2 * 8, first = 12; /* local_window_blocks is 1: block 2, rows 12..17 */
+    assert_ok(cairn_session_refill_tokens(s, &tokens, &n));
+    assert_int_equal(n, 5);
+    assert_int_equal(cairn_session_append(s, 0, 1, w.k[0] + 18 * kv, w.v[0] + 18 * kv), CAIRN_INVALID);
+    assert_non_null(strstr(cairn_last_error(), "refill"));
+    cairn_session_end(s);
+    s = world_session(&w, fx->store, &spec);
+    assert_ok(cairn_session_refill(s, 0, w.k[0] + first * kv, w.v[0] + first * kv));
+    assert_int_equal(cairn_session_refill(s, 0, w.k[0] + first * kv, w.v[0] + first * kv), CAIRN_INVALID);
+    assert_int_equal(cairn_session_refill(s, 1, w.k[1] + first * kv, w.v[1] + first * kv), CAIRN_INVALID);
+    world_feed(&w, s, 18, 20, 0, &fx->r, NULL);
+    cairn_session_end(s);
+    w.local[0] = 0; /* the model retrieves from a layer the store does not have */
+    cairn_session_options opt;
+    cairn_session_options_init(&opt, sizeof opt, &w.shape);
+    assert_int_equal(cairn_session_begin(fx->store, &w.shape, &name, 1, &opt, &s), CAIRN_MISMATCH);
+    world_wipe(&w);
+}
+
+static uint64_t tokens_stored(fixture *fx, const char *name);
+
+static void a_tail_is_neither_forgotten_nor_replaced(void **state)
+{
+    fixture *fx = *state;
+    world w;
+    const char *name = "text";
+    world_spec shape = {2, 4, 2, 8, 5, CAIRN_POSITION_CLAMPED, false, true, 40};
+    world_init(&w, &fx->r, &shape);
+    new_store(fx, &w, name);
+    extend(fx, &w, name, 0, 22, NULL); /* 3 blocks and 4 tokens */
+    session_spec spec = {.contexts = &name, .n = 1, .top_k = K, .write = true};
+    cairn_session *s = world_session(&w, fx->store, &spec);
+    assert_ok(cairn_session_commit(s, &(cairn_input){.bytes = 9, .complete = true})); /* nothing was run */
+    assert_int_equal(tokens_stored(fx, name), 19);
+    world_feed(&w, s, 18, 20, 0, &fx->r, NULL);
+    assert_int_equal(cairn_session_commit(s, NULL), CAIRN_INVALID); /* half of it was */
+    assert_non_null(strstr(cairn_last_error(), "tail"));
+    world_feed(&w, s, 20, 31, 0, &fx->r, NULL);
+    assert_ok(cairn_session_commit(s, NULL));
+    world_feed(&w, s, 31, 33, 0, &fx->r, NULL); /* and on after a commit, past the old tail's length in a block */
+    assert_ok(cairn_session_commit(s, NULL));
+    cairn_session_end(s);
+    assert_int_equal(tokens_stored(fx, name), world_tokens(&w, 33));
+    s = world_session(&w, fx->store, &spec);
+    w.ids[31]++; /* another token than the tail's second */
+    for (uint32_t l = 0; l < 2; l++) {
+        float out[3 * 32];
+        assert_ok(cairn_session_append(s, l, 3, w.k[l] + 30 * 16, w.v[l] + 30 * 16));
+        assert_ok(cairn_session_attend(s, l, 3, w.q[l] + 30 * 32, out));
+    }
+    assert_int_equal(cairn_session_advance(s, w.ids + 30, 3), CAIRN_INVALID);
+    assert_non_null(strstr(cairn_last_error(), "slot 31"));
+    assert_int_equal(cairn_session_commit(s, NULL), CAIRN_INVALID);
+    cairn_session_end(s);
+    assert_int_equal(tokens_stored(fx, name), world_tokens(&w, 33));
+    world_wipe(&w);
+}
+
 static void windows_and_local_layers_see_what_the_policy_says_and_no_more(void **state)
 {
     fixture *fx = *state;
@@ -604,7 +677,8 @@ static void sources_carry_the_mass_each_block_got(void **state)
             double out[64];
             twin_result result;
             size_t row = i / w->shape.heads;
-            for (size_t b = 0; b < row / slots; b++) exists[b] = !w->never[b];
+            for (size_t b = 0; b < row / slots; b++)
+                exists[b] = !w->never[b] && (w->local[l] == 0 || row / slots - b <= w->shape.local_window_blocks);
             twin_clamped(w, l, row, (uint32_t)(i % w->shape.heads), exists, out, &result);
             for (size_t b = 0; b < row / slots; b++) mass[b] += exists[b] ? result.gates[b] / result.mass : 0.0;
         }
@@ -673,6 +747,8 @@ int main(void)
         semantics_test(an_early_closed_tail_is_one_more_old_block_of_fewer_tokens),
         semantics_test(an_early_closed_session_cannot_be_committed_and_adoption_comes_before_the_first_row),
         semantics_test(layers_that_are_not_stored_are_refilled_and_go_on_bit_for_bit),
+        semantics_test(layers_that_are_not_stored_must_be_refilled_first_and_once),
+        semantics_test(a_tail_is_neither_forgotten_nor_replaced),
         semantics_test(windows_and_local_layers_see_what_the_policy_says_and_no_more),
         semantics_test(what_is_asked_goes_on_from_the_tail_and_is_gone_unless_committed),
         semantics_test(own_blocks_beyond_the_budget_are_spilled_and_still_read_and_committed),

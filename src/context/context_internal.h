@@ -123,7 +123,9 @@ struct cairn_session {
     uint64_t stream_base;
     uint64_t slot; /* of the stream */
     cairn_token *refill;
-    size_t n_refill; /* tokens */
+    size_t n_refill;     /* tokens */
+    uint32_t n_refilled; /* layers given again, of geometry.first_layer */
+    size_t tail_due;     /* tokens of the context's tail not run again yet */
     landmark_set landmarks;
     own_blocks own;
     attn_step step;

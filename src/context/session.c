@@ -189,6 +189,7 @@ static cairn_status begin(cairn_session *s, const char *const *names, size_t n)
     if ((st = own_init(&s->own, &s->geometry, s->n_stored)) != CAIRN_OK) return st;
     if ((st = plan_refill(s)) != CAIRN_OK) return st;
     s->stream_base = s->continues ? 0 : s->n_stored;
+    s->tail_due = s->continues ? s->contexts[0].n_tail : 0;
     s->slot = s->continues ? s->n_stored * attn_slots(&s->shape) : 0;
 
     if ((st = landmarks_init(&s->landmarks, &s->shape, &s->geometry)) != CAIRN_OK) return st;

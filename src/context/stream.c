@@ -34,6 +34,10 @@ static cairn_status start_chunk(cairn_session *s, size_t rows)
     if (rows == 0 || rows > UINT32_MAX / 2) return cairn_fail(CAIRN_INVALID, "a chunk of %zu rows", rows);
     if (s->closed) return cairn_fail(CAIRN_INVALID, "the stream was closed early; nothing may follow its landmark");
     if (s->closing && rows != 1) return cairn_fail(CAIRN_INVALID, "%zu rows where the closing landmark is due", rows);
+    if (s->n_refill != 0 && s->n_refilled < s->geometry.first_layer)
+        return cairn_fail(CAIRN_INVALID,
+                          "layer %u is not stored; give it its window again first (cairn_session_refill)",
+                          (unsigned)s->n_refilled);
     if (n > s->cap_groups) {
         cairn_free(s->groups);
         s->cap_groups = 0;
@@ -244,6 +248,14 @@ cairn_status cairn_session_advance(cairn_session *s, const cairn_token *tokens, 
         return cairn_fail(CAIRN_INVALID, "advance by %zu rows; %u rows are through %u of %u layers", rows,
                           (unsigned)s->chunk_rows, (unsigned)s->next_layer, (unsigned)s->shape.layers);
     bool dense = s->shape.scheme == CAIRN_POSITION_DENSE;
+    for (size_t i = 0; i < s->tail_due && i < rows; i++) { /* the context's tail comes first; it has no landmark */
+        cairn_token expected = s->contexts[0].tail[s->contexts[0].n_tail - s->tail_due + i];
+        if (tokens[i] == expected) continue;
+        s->broken = true;
+        return cairn_fail(CAIRN_INVALID,
+                          "slot %llu is token %d of the context's tail, not %d; run the tail again first",
+                          (unsigned long long)(s->slot + i), (int)expected, (int)tokens[i]);
+    }
     for (size_t gi = 0; gi < s->n_groups; gi++) {
         const attn_group *group = &s->groups[gi];
         own_block *b = own_at(&s->own, group->block);
@@ -252,6 +264,7 @@ cairn_status cairn_session_advance(cairn_session *s, const cairn_token *tokens, 
         b->complete =
             dense ? group->fill == s->shape.block_tokens : group->offset0 + group->rows > s->shape.block_tokens;
     }
+    s->tail_due -= s->tail_due < rows ? s->tail_due : rows;
     s->slot += rows;
     s->chunk_rows = 0;
     s->next_layer = 0;
@@ -272,6 +285,9 @@ cairn_status cairn_session_refill(cairn_session *s, uint32_t layer, const float 
     if (layer >= g->first_layer)
         return cairn_fail(CAIRN_INVALID, "layer %u is stored; only layers below %u are refilled", (unsigned)layer,
                           (unsigned)g->first_layer);
+    if (layer != s->n_refilled || s->chunk_rows != 0)
+        return cairn_fail(CAIRN_INVALID, "layers are refilled in order, each once, before the first row; %u are",
+                          (unsigned)s->n_refilled);
     float *keys = cairn_calloc(2 * (size_t)g->block_tokens, dim * sizeof *keys);
     if (keys == NULL) return cairn_fail(CAIRN_NO_MEMORY, "refill of %u tokens", (unsigned)g->block_tokens);
     float *values = keys + g->block_tokens * dim;
@@ -296,6 +312,8 @@ cairn_status cairn_session_refill(cairn_session *s, uint32_t layer, const float 
         if (s->landmarks.recent[layer].end <= block) s->landmarks.recent[layer].end = block + 1;
     }
     cairn_free(keys);
+    s->n_refilled = layer + 1;
+    if (st != CAIRN_OK) s->broken = true;
     return st;
 }
 
@@ -356,13 +374,11 @@ static cairn_status renew_ranges(cairn_session *s)
     return st == CAIRN_OK ? session_load_ranges(s) : st;
 }
 
-cairn_status cairn_session_commit(cairn_session *s, const cairn_input *input)
+/* The next whole blocks, at most `most`, and with the last of them the tail: one durable transaction. */
+static cairn_status commit_some(cairn_session *s, size_t most, const cairn_input *input, bool *out_all)
 {
     const cairn_geometry *g = &s->geometry;
     cairn_status st = CAIRN_OK;
-    if (s->writer == NULL) return cairn_fail(CAIRN_INVALID, "this session was not begun for writing");
-    if (s->broken || s->chunk_rows != 0 || s->closing || s->closed)
-        return cairn_fail(CAIRN_INVALID, "a commit belongs between whole chunks");
     size_t first = 0;
     while (first < s->own.n && s->own.items[first].committed) first++;
     size_t n = 0;
@@ -371,6 +387,12 @@ cairn_status cairn_session_commit(cairn_session *s, const cairn_input *input)
     if (tail != NULL && tail->fill == g->block_tokens)
         return cairn_fail(CAIRN_INVALID, "slot %llu is a landmark's: run it through all layers before the commit",
                           (unsigned long long)s->slot);
+    *out_all = n <= most;
+    if (!*out_all) {
+        n = most;
+        tail = NULL;
+        input = NULL;
+    }
     cairn_block_data *blocks = cairn_alloc_array(n, sizeof *blocks);
     if (blocks == NULL) return cairn_fail(CAIRN_NO_MEMORY, "a commit of %zu blocks", n);
     for (size_t i = 0; i < n && st == CAIRN_OK; i++) {
@@ -397,4 +419,22 @@ cairn_status cairn_session_commit(cairn_session *s, const cairn_input *input)
     size_t committed = first + n;
     own_pop_front(&s->own, committed > window ? committed - window : 0);
     return session_budget(s);
+}
+
+cairn_status cairn_session_commit(cairn_session *s, const cairn_input *input)
+{
+    cairn_status st = CAIRN_OK;
+    if (s->writer == NULL) return cairn_fail(CAIRN_INVALID, "this session was not begun for writing");
+    if (s->broken || s->chunk_rows != 0 || s->closing || s->closed)
+        return cairn_fail(CAIRN_INVALID, "a commit belongs between whole chunks");
+    if (s->tail_due != 0) { /* nothing new; the tail must not be lost */
+        if (s->tail_due != s->contexts[0].n_tail)
+            return cairn_fail(CAIRN_INVALID, "the last %zu tokens of the context's tail were not run again",
+                              s->tail_due);
+        return cairn_writer_commit(s->writer, NULL, 0, s->contexts[0].tail, s->contexts[0].n_tail, input);
+    }
+    /* Spilled blocks come back to be written: no more of them at once than the budget's share of own blocks. */
+    size_t most = (size_t)(s->opt.ram_bytes / 4) / s->own.data_bytes;
+    for (bool all = false; !all && st == CAIRN_OK;) st = commit_some(s, most != 0 ? most : 1, input, &all);
+    return st;
 }

@@ -71,10 +71,15 @@ void store_trim_data(const store_data *data)
 
 void store_trim_map(cairn_store *store)
 {
-    enum { LOOKS = 128, GROWTH = 16 << 20 };
+    enum { LOOKS = 128 };
     static atomic_uint looks;
+    if (atomic_fetch_add_explicit(&looks, 1, memory_order_relaxed) % LOOKS == LOOKS - 1) store_trim_grown_map(store);
+}
+
+void store_trim_grown_map(cairn_store *store)
+{
+    enum { GROWTH = 16 << 20 };
     static atomic_uint_fast64_t after_last; /* what mapped files held, all of them */
-    if (atomic_fetch_add_explicit(&looks, 1, memory_order_relaxed) % LOOKS != LOOKS - 1) return;
     uint64_t now = cairn_file_rss_bytes();
     uint64_t then = atomic_load(&after_last);
     if (now >= then && now - then <= GROWTH) return;

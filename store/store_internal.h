@@ -126,7 +126,8 @@ bool store_file_offset(const cairn_store *store, cairn_span record, uint64_t *pa
  * that are in the page cache, and they count as ours; when mapped files hold 16 MiB more than after the last time, our
  * map's pages are let go (they stay in the page cache, pointers stay good). Looks at every 128th call. */
 void store_trim_map(cairn_store *store);
-void store_trim_data(const store_data *data); /* lets go at once */
+void store_trim_grown_map(cairn_store *store); /* looks at every call: once a commit */
+void store_trim_data(const store_data *data);  /* lets go at once */
 
 /* ---- env.c: transactions; open.c: the store for oneself ---- */
 

@@ -244,6 +244,7 @@ cairn_status cairn_writer_commit(cairn_writer *writer, const cairn_block_data *b
         snprintf(what, sizeof what, "committing %zu blocks to '%s'", n, record.name);
         status = store_write_commit(store, what, &txn);
     }
+    if (status == CAIRN_OK) store_trim_grown_map(store); /* the walk touched tree pages among what it wrote */
 out:
     store_write_abort(store, txn);
     cairn_free(ranges);

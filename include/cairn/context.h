@@ -57,7 +57,8 @@ CAIRN_API const cairn_attention_shape *cairn_session_shape(const cairn_session *
 CAIRN_API cairn_status cairn_session_tail(const cairn_session *session, const cairn_token **tokens, size_t *n);
 /* Layers below the store's first_layer need their window again: the tokens of the last blocks, whole blocks in order
  * (n = blocks * C). The engine computes k and v of layer `layer` for each block's C + 1 slots and hands them to
- * cairn_session_refill in the same order, (blocks * (C+1), kv_heads, D), landmark rows in place. */
+ * cairn_session_refill in the same order, (blocks * (C+1), kv_heads, D), landmark rows in place: layer by layer, before
+ * the first append, which is INVALID without. */
 CAIRN_API cairn_status cairn_session_refill_tokens(const cairn_session *session, const cairn_token **tokens, size_t *n);
 CAIRN_API cairn_status cairn_session_refill(cairn_session *session, uint32_t layer, const float *k, const float *v);
 
@@ -73,11 +74,14 @@ CAIRN_API cairn_status cairn_session_append(cairn_session *session, uint32_t lay
 /* q, out (rows, heads, head_dim); q before rotation, unscaled. */
 CAIRN_API cairn_status cairn_session_attend(cairn_session *session, uint32_t layer, size_t rows, const float *q,
                                             float *out);
-/* Ends the chunk. tokens (rows): the ids of the rows, landmark rows included. */
+/* Ends the chunk. tokens (rows): the ids of the rows, landmark rows included. INVALID if a context's tail is due and
+ * they are not its tokens. */
 CAIRN_API cairn_status cairn_session_advance(cairn_session *session, const cairn_token *tokens, size_t rows);
 
-/* Writes the session's whole blocks and its tail to its context: durable when it returns. INVALID while a landmark is
- * due: a block whose tokens are all there is whole only with its landmark. */
+/* Writes the session's whole blocks and its tail to its context: durable when it returns. More blocks than a quarter of
+ * ram_bytes go in several transactions; a crash in between leaves the context with fewer whole blocks. INVALID while a
+ * landmark is due (a block whose tokens are all there is whole only with its landmark), and when the context's tail has
+ * been run again only in part. */
 CAIRN_API cairn_status cairn_session_commit(cairn_session *session, const cairn_input *input);
 CAIRN_API uint64_t cairn_session_pending_bytes(const cairn_session *session); /* what a commit would write */
 

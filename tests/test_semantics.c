@@ -535,6 +535,44 @@ static void a_tail_is_neither_forgotten_nor_replaced(void **state)
     world_wipe(&w);
 }
 
+/* Ingesting needs no outcome of the last layer: its K and V are all that is kept. */
+static void leaving_out_the_last_layers_attend_changes_nothing_later(void **state)
+{
+    fixture *fx = *state;
+    for (int n = 0; n < 3; n++) {
+        world w;
+        record whole, rec;
+        world_random(&w, &fx->r, n == 2 ? CAIRN_POSITION_STINGY : CAIRN_POSITION_CLAMPED, 8);
+        w.local[w.shape.layers - 1] = n == 1;
+        record_init(&whole, &w, 0);
+        record_init(&rec, &w, 0);
+        undisturbed(&w, &whole);
+        size_t half = w.rows / 2, kv = (size_t)w.shape.kv_heads * w.shape.head_dim, width = world_width(&w);
+        cairn_session *s = world_session(&w, NULL, &(session_spec){.top_k = K});
+        for (size_t at = 0, rows; at < half; at += rows) {
+            rows = n == 2 ? half : 1 + test_random_below(&fx->r, (uint32_t)(half - at));
+            for (uint32_t l = 0; l < w.shape.layers; l++) {
+                assert_ok(cairn_session_append(s, l, rows, w.k[l] + at * kv, w.v[l] + at * kv));
+                if (l + 1 == w.shape.layers) continue;
+                assert_ok(cairn_session_attend(s, l, rows, w.q[l] + at * width, rec.out[l] + at * width));
+            }
+            assert_ok(cairn_session_advance(s, w.ids + at, rows));
+        }
+        if (n == 2) { /* stingy: what a chunk sees depends on where it begins, so both are cut here */
+            cairn_session *other = world_session(&w, NULL, &(session_spec){.top_k = K});
+            world_feed(&w, other, 0, half, half, NULL, &whole);
+            world_feed(&w, other, half, w.rows, w.rows - half, NULL, &whole);
+            cairn_session_end(other);
+        }
+        world_feed(&w, s, half, w.rows, w.rows - half, NULL, &rec);
+        cairn_session_end(s);
+        record_same(&whole, &rec, half, w.rows);
+        record_wipe(&whole);
+        record_wipe(&rec);
+        world_wipe(&w);
+    }
+}
+
 static void windows_and_local_layers_see_what_the_policy_says_and_no_more(void **state)
 {
     fixture *fx = *state;
@@ -749,6 +787,7 @@ int main(void)
         semantics_test(layers_that_are_not_stored_are_refilled_and_go_on_bit_for_bit),
         semantics_test(layers_that_are_not_stored_must_be_refilled_first_and_once),
         semantics_test(a_tail_is_neither_forgotten_nor_replaced),
+        semantics_test(leaving_out_the_last_layers_attend_changes_nothing_later),
         semantics_test(windows_and_local_layers_see_what_the_policy_says_and_no_more),
         semantics_test(what_is_asked_goes_on_from_the_tail_and_is_gone_unless_committed),
         semantics_test(own_blocks_beyond_the_budget_are_spilled_and_still_read_and_committed),

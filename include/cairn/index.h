@@ -7,10 +7,13 @@
  * Kinds: "scan" (int8 rows, the best candidates re-scored in full precision), "exact" (every row in full
  * precision: the twin the others are judged by), and over FAISS "flat", "sq8", "ivf", "hnsw" or any
  * FAISS factory string ("IVF256,Flat", "HNSW16,SQ8", ...; options after a colon: "ivf:nprobe=32").
- * Scores returned are always exact: query times the stored row, accumulated in f32 in a fixed order.
+ * Scores returned are always exact: query times the stored row, accumulated in f32 in a fixed order; what is not a
+ * number counts as -inf and ranks last. "scan" and "flat" prove their k best for each query and fall back to full
+ * precision where they cannot: they give what "exact" gives, bit for bit. No answer depends on what else is in a call,
+ * on threads, or on how rows were added.
  *
- * Ties break newest (largest id) first, independent of threads; where FAISS decides at the k-th place among
- * equals, the set is what FAISS gives.
+ * Ties break newest (largest id) first; where an approximate FAISS kind decides at the k-th place among equals, the set
+ * is what FAISS gives.
  *
  * Threads: searches of one index may run in parallel, each with its own scratch; add, seal, load do not
  * overlap with anything.
@@ -27,7 +30,8 @@ extern "C" {
 typedef struct cairn_index cairn_index;                 /* new / free */
 typedef struct cairn_index_scratch cairn_index_scratch; /* new / free: one per searching thread */
 
-/* INVALID: a kind FAISS's factory refuses, with its reason. row_dtype: F32, F16 or BF16, how rows are kept. */
+/* dim: 1..1020. row_dtype: F32, F16 or BF16, how rows are kept. INVALID: a kind FAISS's factory refuses, with its
+ * reason; UNSUPPORTED: a recipe FAISS knows but whose operations may end the process. */
 CAIRN_API cairn_status cairn_index_new(const char *kind, uint32_t dim, cairn_dtype row_dtype, cairn_index **out);
 CAIRN_API void cairn_index_free(cairn_index *index);
 CAIRN_API const char *cairn_index_kind(const cairn_index *index);
@@ -57,8 +61,9 @@ typedef struct cairn_index_query {
 /* What one query learnt about the rows it did not choose: log-sum-exp over all rows of [lo, hi). */
 typedef struct cairn_index_mass {
     float lse;   /* log sum exp(score); -inf for an empty range */
-    float error; /* |true - lse| is at most this: 0 every row in full precision, > 0 a quantization bound,
-                    INFINITY where rows were left unscored */
+    float error; /* |true - lse| is at most this: 0 every row in full precision (exact, flat, ranges of up to 256
+                    rows), > 0 a quantization bound (scan), INFINITY where rows were left unscored: lse is then that of
+                    the rows which were */
 } cairn_index_mass;
 
 CAIRN_API cairn_status cairn_index_scratch_new(cairn_index_scratch **out);
@@ -73,17 +78,18 @@ CAIRN_API cairn_status cairn_index_search(const cairn_index *index, cairn_index_
 /* Exact scores of rows [lo, hi): out (hi - lo). Used by the scopes that need a softmax over all landmarks. */
 CAIRN_API void cairn_index_scores(const cairn_index *index, const float *q, uint32_t lo, uint32_t hi, float *out);
 
-/* The sealed part as a file (not for scan kinds: INVALID). Written beside, synced, renamed. *out_hash is XXH3-64 of it.
- */
+/* The sealed part as a file (not for scan kinds, nor before the first seal: INVALID): FAISS's own format, then the mean
+ * of the rows, which FAISS holds them without. Written beside, synced, renamed. *out_hash is XXH3-64 of it. */
 CAIRN_API cairn_status cairn_index_save(const cairn_index *index, const char *path, uint64_t *out_hash);
 /* Replaces the sealed part by the file's; `sealed` rows must already have been added. The file is believed only if its
  * hash is `hash`, and its dimension, metric and count fit: else CORRUPT or NOT_FOUND and the index is left unsealed
  * (still right: everything is scanned). `map` maps inverted lists where FAISS can. */
 CAIRN_API cairn_status cairn_index_load(cairn_index *index, const char *path, uint64_t hash, size_t sealed, bool map);
 
-/* `auto`: which kind is fastest at equal answers for these rows on this machine? Times the candidate kinds on up to
- * max_queries of the given queries (or of the rows themselves when queries is NULL) within about budget_ms, against the
- * exact scan. Writes the kind's name and one sentence why. Small sets answer "scan" at once. */
+/* `auto`: which kind is fastest at equal answers for these rows on this machine? Times the candidate kinds on up to 64
+ * of the given queries (n_queries, dim; or of the rows themselves when queries is NULL), one at a time, within about
+ * budget_ms. Equal: the hits hold 99 % of the gate mass of the exact k best, on average; a FAISS kind must be a tenth
+ * faster than the scan. Writes the kind's name and one sentence why. Below 20,000 rows the answer is "scan" at once. */
 CAIRN_API cairn_status cairn_index_calibrate(const cairn_index *rows, const float *queries, size_t n_queries,
                                              uint32_t k, uint32_t budget_ms, char kind[64], char why[160]);
 

@@ -160,7 +160,7 @@ static cairn_status scratch_reserve(cairn_index_scratch *scratch, const cairn_ro
         scratch->image = cairn_calloc(CAIRN_SCAN_BATCH, rows->image_dim);
         scratch->plain = cairn_calloc(CAIRN_SCAN_BATCH, rows->image_dim);
         scratch->scale = cairn_calloc(CAIRN_SCAN_BATCH, sizeof *scratch->scale);
-        scratch->scores = cairn_alloc_array(2 * CAIRN_SCAN_TOGETHER * CAIRN_SPAN_ROWS, sizeof *scratch->scores);
+        scratch->scores = cairn_alloc_array(2 * CAIRN_SCAN_TOGETHER * CAIRN_SCORE_ROW, sizeof *scratch->scores);
         scratch->over = cairn_alloc_array(CAIRN_SPAN_ROWS, sizeof *scratch->over);
         scratch->wide = cairn_alloc_array((CAIRN_EXACT_ROWS + 1) * (size_t)rows->dim, sizeof *scratch->wide);
         if (scratch->image == NULL || scratch->plain == NULL || scratch->scale == NULL || scratch->scores == NULL ||

@@ -171,10 +171,11 @@ float cairn_exact_score(const cairn_rows *rows, const float *q, size_t id, float
 /* ---- scanning ---- */
 
 enum {
-    CAIRN_SCAN_BATCH = 64,   /* queries that share one pass */
-    CAIRN_SCAN_TOGETHER = 4, /* of them, scored in one call of the kernel: their scores stay in L1 */
-    CAIRN_SCAN_SHORT = 256,  /* a range this short is scored in full precision at once */
-    CAIRN_EXACT_ROWS = 64    /* rows widened at a time */
+    CAIRN_SCAN_BATCH = 64,                  /* queries that share one pass */
+    CAIRN_SCAN_TOGETHER = 4,                /* of them, scored in one call of the kernel: their scores stay in L1 */
+    CAIRN_SCORE_ROW = CAIRN_SPAN_ROWS + 16, /* a power of two would put all of them on the same cache lines */
+    CAIRN_SCAN_SHORT = 256,                 /* a range this short is scored in full precision at once */
+    CAIRN_EXACT_ROWS = 64                   /* rows widened at a time */
 };
 
 typedef struct cairn_scan_query {
@@ -193,7 +194,7 @@ struct cairn_index_scratch {
     int8_t *image;  /* (CAIRN_SCAN_BATCH, image_dim), for upper bounds */
     int8_t *plain;  /* the same for estimates */
     float *scale;   /* (CAIRN_SCAN_BATCH) */
-    float *scores;  /* (2, CAIRN_SCAN_TOGETHER, CAIRN_SPAN_ROWS) */
+    float *scores;  /* (2, CAIRN_SCAN_TOGETHER, CAIRN_SCORE_ROW) */
     uint32_t *over; /* (CAIRN_SPAN_ROWS) */
     float *wide;    /* (CAIRN_EXACT_ROWS, dim) */
     uint32_t dim;   /* what these arrays were made for */

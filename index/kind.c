@@ -136,8 +136,8 @@ static void append_default(char params[CAIRN_KIND_TEXT], const char *name, size_
 }
 
 /* ivf: about 4 sqrt(n) lists, a power of two, 39 rows or more each (fewer and k-means complains), and a quarter of them
- * probed: on shifted, clustered keys 8 to 32 of hundreds miss too much (docs/design.md, index).
- * hnsw: efSearch 128 instead of 16, for the same reason. */
+ * probed: on three heads of the demo model (19,047 rows, 512 lists, k 4) 16, 64 and 128 probes hold 63-85, 96-99 and
+ * 99.3-99.9 % of the exact hits' gate mass. hnsw: efSearch 128 instead of 16, for the same reason (64: 94-99 %). */
 void cairn_kind_for(const cairn_kind *kind, size_t rows, char factory[CAIRN_KIND_TEXT], char params[CAIRN_KIND_TEXT])
 {
     memcpy(factory, kind->factory, CAIRN_KIND_TEXT);

@@ -2,10 +2,10 @@
  *
  * FAISS proposes, Cairn scores: what it returns are ids, scored again from the stored rows, so a score never depends on
  * who found the row. FAISS is given the rows minus their mean: that shifts all scores of a query alike, so the order is
- * the same, and clusters, codes and graphs describe what distinguishes the keys instead of what they share (recall@8 of
- * IVF16 with one probe on the demo model's keys: see docs/design.md). `flat` is proven against these scores and falls
- * back to the scan, so its answers are the exact ones, ties included, whatever BLAS did with the sums of a batch. The
- * other kinds are asked one query at a time: the answer to a row then cannot depend on its batch. */
+ * the same, and clusters, codes and graphs describe what distinguishes the keys instead of what they share (recall@8 on
+ * shifted keys: IVF16,SQ8 with one probe 0.46 -> 0.58, PCA24,Flat 0.12 -> 0.72). `flat` is proven against these scores
+ * and falls back to the scan, so its answers are the exact ones, ties included, whatever BLAS did with the sums of a
+ * batch. The other kinds are asked one query at a time: the answer to a row then cannot depend on its batch. */
 #include "index_internal.h"
 
 #include <math.h>

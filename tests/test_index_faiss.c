@@ -53,33 +53,20 @@ static double recall(const cairn_index *index, const cairn_index_query *queries,
 static void every_kind_finds_most_of_the_best_and_flat_all(void **state)
 {
     (void)state;
-    /* Trained codes are small here: the polysemous order of 256 codes takes FAISS seconds (and OPQ's rotation, which was
-     * tried by hand: OPQ8,PQ8x4np and OPQ4,PQ4x4np, file and map included). */
+    /* Trained codes are small here: the polysemous order of 256 codes takes FAISS seconds, and so does OPQ's rotation,
+     * which was tried by hand: OPQ8,PQ8x4np and OPQ4,PQ4x4np, file and map included. */
     const struct {
         const char *kind;
         uint32_t dim;
         double least;
-    } kinds[] = {{"flat", 32, 1},
-                 {"Flat", 32, 1},
-                 {"sq8", 32, 0.9},
-                 {"ivf", 32, 0.7},
-                 {"ivf:nprobe=32", 32, 1},
-                 {"IVF16,Flat:nprobe=16", 32, 1},
-                 {"IVF16,SQ8", 32, 0.3},
-                 {"SQfp16", 32, 0.95},
-                 {"hnsw", 32, 0.9},
-                 {"HNSW8,SQ8", 32, 0.7},
-                 {"PCA24,Flat", 32, 0.4},
-                 {"IVF8_HNSW8,Flat:nprobe=8,quantizer_efSearch=32", 32, 0.9},
-                 {"PQ16x4np", 32, 0.3},
-                 {"PQ2x2", 4, 0.02},
-                 {"IVF4,PQ8x4np,RFlat:nprobe=4,k_factor_rf=8", 32, 0.4},
-                 {"RR,SQ8", 32, 0.9},
-                 {"L2norm,Flat", 32, 0.3},
-                 {"IVF4,PQ16x4fs:nprobe=4", 32, 0.2},
-                 {"PQ16x4fs", 32, 0.2},
-                 {"Pad48,HNSW8", 32, 0.6},
-                 {"ITQ,Flat", 32, 0.3}};
+    } kinds[] = {
+        {"flat", 32, 1},        {"Flat", 32, 1},          {"sq8", 32, 0.9},
+        {"ivf", 32, 0.7},       {"ivf:nprobe=32", 32, 1}, {"IVF16,Flat:nprobe=16", 32, 1},
+        {"IVF16,SQ8", 32, 0.3}, {"SQfp16", 32, 0.95},     {"hnsw", 32, 0.9},
+        {"HNSW8,SQ8", 32, 0.7}, {"PCA24,Flat", 32, 0.4},  {"IVF8_HNSW8,Flat:nprobe=8,quantizer_efSearch=32", 32, 0.9},
+        {"PQ16x4np", 32, 0.3},  {"PQ2x2", 4, 0.02},       {"IVF4,PQ8x4np,RFlat:nprobe=4,k_factor_rf=8", 32, 0.4},
+        {"RR,SQ8", 32, 0.9},    {"L2norm,Flat", 32, 0.3}, {"IVF4,PQ16x4fs:nprobe=4", 32, 0.2},
+        {"PQ16x4fs", 32, 0.2},  {"Pad48,HNSW8", 32, 0.6}, {"ITQ,Flat", 32, 0.3}};
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
         bool graph = strstr(kinds[i].kind, "HNSW") != NULL || strcmp(kinds[i].kind, "hnsw") == 0;
         size_t n = graph ? 900 : 3000; /* Debian's FAISS builds graphs slowly */

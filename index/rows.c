@@ -21,6 +21,7 @@
 #include <math.h>
 
 enum { FIRST_ROWS = 64, SLACK_ELEMENTS = 4 };
+static const float SCALE_MIN = 1e-18f; /* with the least |q| of scan.c, no product of scales underflows */
 
 cairn_status cairn_rows_init(cairn_rows *rows, uint32_t dim, cairn_dtype dtype, bool imaged)
 {
@@ -195,7 +196,7 @@ static void row_image(cairn_rows *rows, size_t id, const float *row, bool finite
     for (size_t i = 0; i < rows->dim; i++) most = fmaxf(most, fabsf(row[i] - center[i]));
     /* A row that hardly differs from its centre: steps finer than the rounding of scores would say nothing. */
     double rounding = cairn_rounding(rows->dim);
-    float scale = fmaxf(most / 127, (float)(rounding * rows->center_norm[frame]) + 1e-30f);
+    float scale = fmaxf(most / 127, (float)(rounding * rows->center_norm[frame]) + SCALE_MIN);
     quantized image;
     double x1;
     double x2;

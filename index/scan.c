@@ -11,7 +11,10 @@
 
 #include <math.h>
 
-static const float NORM_MAX = 1e18f; /* of a query; rows have less than 1e18 too: no bound overflows */
+/* |q| of a scanned query. Rows have less than 1e18 too, so no bound overflows; their scale is at least 1e-18 and the
+ * query's |q| / (127 sqrt(D)), so no score of an integer but 0 underflows. */
+static const float NORM_MAX = 1e18f;
+static const float NORM_MIN = 1e-15f;
 
 void cairn_scan_prepare(const cairn_rows *rows, cairn_index_scratch *scratch, size_t n)
 {
@@ -20,7 +23,8 @@ void cairn_scan_prepare(const cairn_rows *rows, cairn_index_scratch *scratch, si
         double squares = 0;
         for (size_t j = 0; j < rows->dim; j++) squares += (double)query->q[j] * (double)query->q[j];
         query->norm = squares < (double)NORM_MAX * (double)NORM_MAX ? (float)(sqrt(squares) * 1.000001) : INFINITY;
-        query->exact = !rows->imaged || query->norm == INFINITY || query->hi - query->from <= CAIRN_SCAN_SHORT;
+        query->exact = !rows->imaged || query->norm == INFINITY || query->norm < NORM_MIN ||
+                       query->hi - query->from <= CAIRN_SCAN_SHORT;
         if (query->exact) continue;
         int8_t *image = scratch->image + i * rows->image_dim;
         int32_t sum;
@@ -34,8 +38,7 @@ void cairn_scan_prepare(const cairn_rows *rows, cairn_index_scratch *scratch, si
         memcpy(scratch->plain + i * rows->image_dim, image, rows->image_dim);
         double y1 = ceil((double)query->norm / (double)scale / CAIRN_SLACK_STEP * 1.000001);
         double y2 = ceil(sqrt(squares) / (double)scale * CAIRN_SLACK_STEP * 1.000001);
-        query->exact =
-            !(y1 <= 127 && y2 <= 127); /* a zero query, or one made to be awkward in 250 dimensions or more */
+        query->exact = !(y1 <= 127 && y2 <= 127); /* only if made to be awkward, in 250 dimensions or more */
         if (query->exact) continue;
         image[rows->image_dim - 4] = query->slack_weight[0] = (int8_t)y1;
         image[rows->image_dim - 3] = query->slack_weight[1] = (int8_t)y2;

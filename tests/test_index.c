@@ -231,6 +231,45 @@ static void a_scan_that_int8_cannot_decide_is_still_exact(void **state)
     cairn_free(rows);
 }
 
+static void tiny_and_huge_numbers_change_nothing(void **state)
+{
+    (void)state;
+    const float row_sizes[] = {1, 1e-20f, 1e-38f, 1e15f};
+    const float query_sizes[] = {1, 1e-14f, 1e-30f, 0, 1e17f};
+    for (size_t r = 0; r < 4; r++) {
+        keys k = keys_new(90 + r, MILD, 2000, 3, 32, CAIRN_F32);
+        for (size_t i = 0; i < k.n * 32; i++) ((float *)k.rows)[i] *= row_sizes[r];
+        cairn_index *index = index_of("scan", &k);
+        cairn_index_query *queries = whole(&k);
+        for (size_t s = 0; s < 5; s++) {
+            float q[3 * 32];
+            for (size_t i = 0; i < 96; i++) q[i] = k.q[i] * query_sizes[s];
+            for (size_t i = 0; i < 3; i++) queries[i].q = q + i * 32;
+            assert_search_is_a_full_sort(index, queries, 3, 5);
+        }
+        cairn_free(queries);
+        cairn_index_free(index);
+        keys_free(&k);
+    }
+    float one_hot[300] = {0}; /* and shapes that are the worst for a scale per vector */
+    test_random random = {91};
+    cairn_index *index = NULL;
+    assert_ok(cairn_index_new("scan", 300, CAIRN_F32, &index));
+    for (size_t i = 0; i < 1500; i++) {
+        float row[300];
+        for (size_t j = 0; j < 300; j++) row[j] = i % 3 == 0 ? (test_random_below(&random, 2) ? 1.0f : -1.0f) : 0;
+        if (i % 3 == 1) row[test_random_below(&random, 300)] = 50;
+        if (i % 3 == 2) test_random_fill(&random, row, 300);
+        assert_ok(cairn_index_add(index, 1, row));
+    }
+    float flat[300];
+    for (size_t j = 0; j < 300; j++) flat[j] = j % 2 == 0 ? 1 : -1;
+    one_hot[7] = 3;
+    const cairn_index_query queries[] = {{one_hot, 0, 1500}, {flat, 0, 1500}};
+    assert_search_is_a_full_sort(index, queries, 2, 5);
+    cairn_index_free(index);
+}
+
 /* The bound must not be so loose that the scan is an exact scan in disguise. */
 static void the_proof_costs_few_full_precision_scores(void **state)
 {
@@ -566,6 +605,7 @@ int main(void)
         cmocka_unit_test(no_rows_no_queries_and_k_zero_are_answers),
         cmocka_unit_test(equal_rows_come_newest_first),
         cmocka_unit_test(a_scan_that_int8_cannot_decide_is_still_exact),
+        cmocka_unit_test(tiny_and_huge_numbers_change_nothing),
         cmocka_unit_test(the_proof_costs_few_full_precision_scores),
         cmocka_unit_test(what_is_not_a_number_ranks_last_and_harms_nobody),
         cmocka_unit_test(a_row_is_found_the_moment_it_is_added),

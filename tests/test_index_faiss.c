@@ -447,6 +447,34 @@ static void a_damaged_file_is_corrupt_and_the_index_still_right(void **state)
     free(data);
 }
 
+static void a_failed_allocation_never_leaves_a_wrong_index(void **state)
+{
+    file_fixture *fx = *state;
+    char *copy = test_path(fx->dir, "b.index");
+    for (uint64_t fail = 1;; fail++) {
+        cairn_index *index = index_of("ivf:nprobe=4", &fx->k);
+        uint64_t hash = 0;
+        cairn_alloc_fail_at(fail);
+        cairn_status st = cairn_index_load(index, fx->path, fx->hash, 1800, true);
+        if (st == CAIRN_OK) st = cairn_index_save(index, copy, &hash);
+        if (st == CAIRN_OK) st = cairn_index_seal(index, 1900);
+        cairn_alloc_fail_at(0);
+        if (st != CAIRN_OK) {
+            assert_int_equal(st, CAIRN_NO_MEMORY);
+            size_t sealed = cairn_index_sealed(index);
+            assert_true(sealed == 0 || sealed == 1800);
+            if (sealed == 0) expect_unsealed_but_right(fx, index);
+        }
+        recall(index, fx->queries, 10, 6);
+        cairn_index_free(index);
+        if (st == CAIRN_OK) {
+            assert_true(fail > 10);
+            break;
+        }
+    }
+    free(copy);
+}
+
 static void a_file_that_is_not_there_or_not_ours_leaves_the_index_unsealed(void **state)
 {
     file_fixture *fx = *state;
@@ -599,6 +627,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_damaged_file_is_corrupt_and_the_index_still_right, file_setup, file_teardown),
         cmocka_unit_test_setup_teardown(a_file_that_is_not_there_or_not_ours_leaves_the_index_unsealed, file_setup,
                                         file_teardown),
+        cmocka_unit_test_setup_teardown(a_failed_allocation_never_leaves_a_wrong_index, file_setup, file_teardown),
         cmocka_unit_test_setup_teardown(every_recipe_goes_through_a_file, file_setup, file_teardown),
         cmocka_unit_test(few_rows_are_scanned_without_asking),
         cmocka_unit_test(calibration_names_a_kind_that_works_and_says_what_it_measured),

@@ -266,6 +266,7 @@ static void drive_run(const golden_run *g, drive how)
         check_step(g, &rec, step);
         assert_int_equal(cairn_session_slot(s), g->from[step + 1]);
         assert_int_equal(cairn_session_tokens(s), world_tokens(&g->w, g->from[step + 1]));
+        if (g->from[step + 1] % world_slots(&g->w) == g->w.shape.block_tokens) continue; /* its landmark is due */
         if (how >= DRIVE_COMMIT || (how == DRIVE_OWN && step + 1 == g->steps)) assert_ok(cairn_session_commit(s, NULL));
         if (how < DRIVE_REOPEN_MAP) continue;
         cairn_session_end(s);
@@ -679,6 +680,7 @@ static void the_directory_holds_at_least_one_golden_file(void **state)
         free(path);
     }
     if (found == 0) fail_msg("%s holds none of the golden files", directory);
+    if (strcmp(directory, CAIRN_TEST_DATA "/golden") == 0) assert_int_equal(found, 4);
 }
 
 int main(int argc, char **argv)

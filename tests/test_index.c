@@ -270,6 +270,83 @@ static void tiny_and_huge_numbers_change_nothing(void **state)
     cairn_index_free(index);
 }
 
+/* Every score lies within what its image says, at both ends, and some touch the ends: rows and queries whose rounding
+ * errors all point the same way. */
+static void the_image_bounds_every_score(void **state)
+{
+    (void)state;
+    enum { D = 32, N = 3000 };
+    keys k = keys_new(95, HARSH, N, 40, D, CAIRN_F32);
+    float *rows = k.rows;
+    for (size_t i = 0; i < 32; i++) /* around centre 0: no error of their own, or the same in each element */
+        for (size_t j = 0; j < D; j++) rows[i * D + j] = j == 0 ? 127 : i % 2 == 0 ? 127 : (float)(i + j) + 0.49f;
+    for (size_t i = 0; i < 10; i++)
+        for (size_t j = 0; j < D; j++)
+            k.q[i * D + j] = j == 0 ? 127 : (float)(j % (i + 1)) + (i % 2 == 0 ? 0.49f : -0.49f);
+    cairn_index *index = index_of("scan", &k);
+    cairn_index_query *queries = whole(&k);
+    const cairn_kernels *kernels = cairn_kernels_best();
+    double nearest = INFINITY;
+    for (size_t i = 0; i < k.nq; i++) {
+        cairn_index_scratch *scratch = scratch_new();
+        cairn_index_hit hit;
+        uint32_t found;
+        assert_ok(cairn_index_search(index, scratch, queries + i, 1, 1, &hit, &found, NULL)); /* prepares its image */
+        for (size_t row = 0; row < N; row++) {
+            const cairn_row_chunk *chunk = &index->rows.chunks[0];
+            float upper[16];
+            kernels->scan_i8(chunk->image, chunk->scale, chunk->sum, row / 16, 1, index->rows.image_dim, scratch->image,
+                             scratch->scale, 1, upper, 16);
+            const int8_t *x = cairn_row_slack(&index->rows, chunk, row);
+            const int8_t *y = scratch->query[0].slack_weight;
+            double slack = (double)(x[0] * y[0] + x[1] * y[1]) * (double)chunk->scale[row] * (double)scratch->scale[0];
+            double score = 0;
+            const float *center = index->rows.centers + cairn_frame_of(row) * D;
+            for (size_t j = 0; j < D; j++)
+                score += (double)k.q[i * D + j] * ((double)rows[row * D + j] - (double)center[j]);
+            double above = (double)upper[row % 16] - score;
+            assert_true(above >= 0);
+            assert_true(above <= 2 * slack);
+            if (above / (2 * slack) < nearest) nearest = above / (2 * slack);
+        }
+        cairn_index_scratch_free(scratch);
+    }
+    print_message("the nearest score comes within %.3f of its interval's width to the end\n", nearest);
+    assert_true(nearest < 0.05); /* the ends are needed */
+    cairn_free(queries);
+    cairn_index_free(index);
+    keys_free(&k);
+}
+
+/* Row 0 looks better by int8 than row 1, by 30 whole steps, and yet is worse: each of its
+ * elements was rounded up, each of row 1's down. */
+static void the_best_row_is_found_though_its_image_looks_far_worse(void **state)
+{
+    (void)state;
+    enum { D = 32, N = 400 };
+    float rows[N * D];
+    float q[D];
+    test_random r = {96};
+    for (size_t i = 0; i < N; i++)
+        for (size_t j = 0; j < D; j++) {
+            float whole = i < 2 ? (j == 0 ? 127.0f : 80.0f - (i == 1 && j > 1 ? 1.0f : 0.0f)) : -50.0f;
+            rows[i * D + j] = whole + (i >= 2 ? test_random_normal(&r) : j == 0 ? 0 : i == 0 ? -0.49f : 0.49f);
+        }
+    for (size_t j = 0; j < D; j++) q[j] = 127;
+    cairn_index *index = NULL;
+    assert_ok(cairn_index_new("scan", D, CAIRN_F32, &index));
+    assert_ok(cairn_index_add(index, N, rows));
+    const cairn_index_query query = {q, 0, N};
+    assert_search_is_a_full_sort(index, &query, 1, 1);
+    cairn_index_scratch *scratch = scratch_new();
+    cairn_index_hit hit;
+    uint32_t found;
+    assert_ok(cairn_index_search(index, scratch, &query, 1, 1, &hit, &found, NULL));
+    assert_int_equal(hit.id, 1);
+    cairn_index_scratch_free(scratch);
+    cairn_index_free(index);
+}
+
 /* The bound must not be so loose that the scan is an exact scan in disguise. */
 static void the_proof_costs_few_full_precision_scores(void **state)
 {
@@ -606,6 +683,8 @@ int main(void)
         cmocka_unit_test(equal_rows_come_newest_first),
         cmocka_unit_test(a_scan_that_int8_cannot_decide_is_still_exact),
         cmocka_unit_test(tiny_and_huge_numbers_change_nothing),
+        cmocka_unit_test(the_image_bounds_every_score),
+        cmocka_unit_test(the_best_row_is_found_though_its_image_looks_far_worse),
         cmocka_unit_test(the_proof_costs_few_full_precision_scores),
         cmocka_unit_test(what_is_not_a_number_ranks_last_and_harms_nobody),
         cmocka_unit_test(a_row_is_found_the_moment_it_is_added),

@@ -115,9 +115,21 @@ cairn_status cairn_session_trace(const cairn_session *s, size_t rows, uint32_t k
             uint32_t row = group->row0 + (uint32_t)(list / per);
             uint32_t n = 0;
             if (row >= rows) continue;
-            for (size_t p = 0; p < unit->n_picks; p++)
-                if (unit->picks[p].retrieved && unit->picks[p].row == row && unit->picks[p].g == list % per && n < k)
-                    mine[n++] = unit->picks[p];
+            for (size_t p = 0; p < unit->n_picks; p++) {
+                const attn_pick *pick = &unit->picks[p];
+                if (!pick->retrieved || pick->row != row || pick->g != list % per) continue;
+                if (n < k) {
+                    mine[n++] = *pick;
+                    continue;
+                }
+                uint32_t worst = 0; /* asked for fewer than were chosen: the best of them */
+                for (uint32_t i = 1; i < n; i++)
+                    if (best_first(&mine[i], &mine[worst]) > 0) worst = i;
+                if (n != 0 && best_first(pick, &mine[worst]) < 0) {
+                    memmove(mine + worst, mine + worst + 1, (n - 1 - worst) * sizeof *mine);
+                    mine[n - 1] = *pick;
+                }
+            }
             if (!stingy) qsort(mine, n, sizeof *mine, best_first);
             size_t at = ((size_t)row * shape->heads + (size_t)unit->head * per + list % per) * k;
             /* delta = prefix slots - slot + blocks of the chunk before the row's; the prefix is min(k, n) + 1 slots */

@@ -105,6 +105,9 @@ static cairn_status open_contexts(cairn_session *s, const char *const *names, si
         attached *a = &s->contexts[c];
         cairn_context_info info;
         a->adopted = UINT64_MAX;
+        for (size_t i = 0; i < c; i++) /* its blocks would count twice */
+            if (strcmp(names[i], names[c]) == 0)
+                return cairn_fail(CAIRN_INVALID, "context '%s' is named twice", names[c]);
         st = cairn_snapshot_context(s->snap, names[c], &info);
         if (st == CAIRN_NOT_FOUND)
             return cairn_fail(st, "no context '%s' in store %s", names[c], cairn_store_path(s->store));

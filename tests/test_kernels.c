@@ -585,6 +585,34 @@ static void gemm_agrees_with_double_loops_and_respects_leading_dimensions(void *
     }
 }
 
+/* A and B by element, whichever way round they are stored */
+static void gemm_for_gradients_agrees_with_double_loops_and_adds_if_asked(void **state)
+{
+    (void)state;
+    test_random r = {13};
+    const size_t shapes[][3] = {{1, 1, 1}, {3, 5, 7}, {64, 48, 33}, {1, 100, 64}, {17, 1, 20}, {4, 4, 0}, {0, 3, 3}};
+    for (size_t s = 0; s < 4 * 7; s++) {
+        size_t m = shapes[s / 4][0], n = shapes[s / 4][1], k = shapes[s / 4][2];
+        bool tn = (s & 1) != 0, add = (s & 2) != 0;
+        size_t row = tn ? 1 : k + 3, col = tn ? m + 3 : 1; /* steps of A's element (i, l) */
+        size_t ldb = n + 1, ldc = n + 2;
+        float *a = malloc((m * row + k * col + 1) * sizeof *a), *b = malloc((k * ldb + 1) * sizeof *b),
+              *c = malloc((m * ldc + 1) * sizeof *c), *was = malloc((m * ldc + 1) * sizeof *was);
+        test_random_fill(&r, a, m * row + k * col), test_random_fill(&r, b, k * ldb), test_random_fill(&r, c, m * ldc);
+        memcpy(was, c, m * ldc * sizeof *c);
+        (tn ? cairn_gemm_tn : cairn_gemm_nn)(m, n, k, a, tn ? col : row, b, ldb, c, ldc, add);
+        for (size_t i = 0; i < m; i++) {
+            for (size_t j = 0; j < n; j++) {
+                double want = add ? (double)was[i * ldc + j] : 0;
+                for (size_t l = 0; l < k; l++) want += (double)a[i * row + l * col] * b[l * ldb + j];
+                CLOSE("gemm", c[i * ldc + j], want, 1e-5, "shape %zu, %s%s", s / 4, tn ? "tn" : "nn", add ? " +=" : "");
+            }
+            assert_int_equal(bits_of(c[i * ldc + n]), bits_of(was[i * ldc + n]));
+        }
+        free(a), free(b), free(c), free(was);
+    }
+}
+
 /* ---- dispatch ---- */
 
 static void the_environment_asks_for_a_lesser_table_and_nonsense_gives_the_best(void **state)
@@ -631,6 +659,7 @@ int main(void)
         cmocka_unit_test(scan_scores_are_the_exact_integer_sums_in_every_table),
         cmocka_unit_test(scan_rows_quantize_within_half_a_step_and_pad_with_zeros),
         cmocka_unit_test(gemm_agrees_with_double_loops_and_respects_leading_dimensions),
+        cmocka_unit_test(gemm_for_gradients_agrees_with_double_loops_and_adds_if_asked),
         cmocka_unit_test(the_environment_asks_for_a_lesser_table_and_nonsense_gives_the_best),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -12,20 +12,39 @@ static void one_thread(void)
     openblas_set_num_threads(1);
 }
 
-void cairn_gemm_nt(size_t m, size_t n, size_t k, const float *a, size_t lda, const float *b, size_t ldb, float *c,
-                   size_t ldc)
+/* C = (add ? C : 0) + op(A) op(B); rows and columns of op(A) are m and k, of op(B) k and n. */
+static void gemm(CBLAS_TRANSPOSE ta, CBLAS_TRANSPOSE tb, size_t m, size_t n, size_t k, const float *a, size_t lda,
+                 const float *b, size_t ldb, float *c, size_t ldc, bool add)
 {
     assert(m <= INT_MAX && n <= INT_MAX && k <= INT_MAX);
-    assert(lda >= k && lda <= INT_MAX);
-    assert(ldb >= k && ldb <= INT_MAX);
+    assert(lda >= (ta == CblasNoTrans ? k : m) && lda <= INT_MAX);
+    assert(ldb >= (tb == CblasNoTrans ? n : k) && ldb <= INT_MAX);
     assert(ldc >= n && ldc <= INT_MAX);
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, one_thread);
     if (m == 0 || n == 0) return;
     if (k == 0) { /* an empty sum; BLAS wants leading dimensions of at least 1 */
-        for (size_t i = 0; i < m; i++) memset(c + i * ldc, 0, n * sizeof *c);
+        for (size_t i = 0; i < m && !add; i++) memset(c + i * ldc, 0, n * sizeof *c);
         return;
     }
-    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (blasint)m, (blasint)n, (blasint)k, 1.0f, a, (blasint)lda, b,
-                (blasint)ldb, 0.0f, c, (blasint)ldc);
+    cblas_sgemm(CblasRowMajor, ta, tb, (blasint)m, (blasint)n, (blasint)k, 1.0f, a, (blasint)lda, b, (blasint)ldb,
+                add ? 1.0f : 0.0f, c, (blasint)ldc);
+}
+
+void cairn_gemm_nt(size_t m, size_t n, size_t k, const float *a, size_t lda, const float *b, size_t ldb, float *c,
+                   size_t ldc)
+{
+    gemm(CblasNoTrans, CblasTrans, m, n, k, a, lda, b, ldb, c, ldc, false);
+}
+
+void cairn_gemm_nn(size_t m, size_t n, size_t k, const float *a, size_t lda, const float *b, size_t ldb, float *c,
+                   size_t ldc, bool add)
+{
+    gemm(CblasNoTrans, CblasNoTrans, m, n, k, a, lda, b, ldb, c, ldc, add);
+}
+
+void cairn_gemm_tn(size_t m, size_t n, size_t k, const float *a, size_t lda, const float *b, size_t ldb, float *c,
+                   size_t ldc, bool add)
+{
+    gemm(CblasTrans, CblasNoTrans, m, n, k, a, lda, b, ldb, c, ldc, add);
 }

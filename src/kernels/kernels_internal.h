@@ -109,5 +109,10 @@ float cairn_scan_quantize(const float *row, size_t dim, int8_t *values, int32_t 
 /* C (m, n) = A (m, k) * B (n, k)^T; row-major, leading dimensions in elements. */
 void cairn_gemm_nt(size_t m, size_t n, size_t k, const float *a, size_t lda, const float *b, size_t ldb, float *c,
                    size_t ldc);
+/* What a gradient needs besides: C (m, n) = A (m, k) * B (k, n), and C (m, n) = A (k, m)^T * B (k, n). add: += */
+void cairn_gemm_nn(size_t m, size_t n, size_t k, const float *a, size_t lda, const float *b, size_t ldb, float *c,
+                   size_t ldc, bool add);
+void cairn_gemm_tn(size_t m, size_t n, size_t k, const float *a, size_t lda, const float *b, size_t ldb, float *c,
+                   size_t ldc, bool add);
 
 #endif

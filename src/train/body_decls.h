@@ -1,0 +1,35 @@
+/* body_decls.h - declarations in terms of `real` and TRAIN(name); train_internal.h includes it once for each type. */
+
+/* ---- grouped softmax on plain arrays (paper eq. 1-4), in the form where a past block is one virtual key ---- */
+
+/* weights (rows, rows) from scores (rows, rows), scaled, unmasked: causal and own-landmark masks are part of it,
+ * landmarks may stand anywhere. is_landmark (rows); bias is added to the scores of other blocks' landmarks. An empty
+ * block keeps its gate's mass; a row without any key is zero. NO_MEMORY alone. */
+cairn_status TRAIN(grouped_softmax)(const real *scores, const uint8_t *is_landmark, size_t rows, real bias,
+                                    real *weights);
+/* dscores (rows, rows) and *dbias from dweights (rows, rows) at those scores; 0 where a key is masked. */
+cairn_status TRAIN(grouped_softmax_backward)(const real *scores, const uint8_t *is_landmark, size_t rows, real bias,
+                                             const real *dweights, real *dscores, real *dbias);
+
+/* ---- attention of one layer over a window that starts at a block ---- */
+
+/* Rows of a matrix are `ld` apart, so that q, k and v may be columns of one product. All before rotation. */
+typedef struct TRAIN(qkv) {
+    const real *q; /* (rows, heads, D) */
+    const real *k; /* (rows, kv_heads, D) */
+    const real *v; /* (rows, kv_heads, D) */
+    size_t ld;
+} TRAIN(qkv);
+
+typedef struct TRAIN(attention) TRAIN(attention); /* tables and scratch for windows of up to `rows` slots */
+
+/* Clamped positions alone: UNSUPPORTED for another scheme. */
+cairn_status TRAIN(attention_new)(const cairn_attention_shape *shape, size_t rows, TRAIN(attention) * *out);
+void TRAIN(attention_free)(TRAIN(attention) * att);
+/* out (rows, heads, D). Row r is a landmark iff r % (C+1) == C; the last block may be open. All past blocks are
+ * visible, in a local layer the newest local_window_blocks. bias (heads), added to landmark scores. */
+void TRAIN(attend)(TRAIN(attention) * att, uint32_t layer, size_t rows, const TRAIN(qkv) * in, const real *bias,
+                   real *out);
+/* dq, dk, dv (as in `in`, with its ld) are written, dbias (heads) is added to. */
+void TRAIN(attend_backward)(TRAIN(attention) * att, uint32_t layer, size_t rows, const TRAIN(qkv) * in,
+                            const real *bias, const real *dout, real *dq, real *dk, real *dv, real *dbias);

@@ -1,0 +1,25 @@
+/* f32.c - the bodies in float, over our kernels and OpenBLAS: what trains. */
+#include "train_internal.h"
+
+#include "kernels_internal.h"
+
+#include <assert.h>
+#include <math.h>
+
+#define real        float
+#define TRAIN(name) cairn_train_##name##_f32
+
+/* The arithmetic the bodies are written in. */
+typedef const cairn_kernels *kernels_of_real;
+#define best_kernels           cairn_kernels_best
+#define vec_dot(kn, a, b, n)   (kn)->dot(a, b, n)
+#define vec_scale(kn, x, a, n) (kn)->scale(x, a, n)
+#define vec_max(kn, x, n)      (kn)->max(x, n)
+#define vec_exp(kn, x, m, n)   (kn)->exp_shift(x, m, n)
+#define gemm_nt                cairn_gemm_nt
+#define gemm_nn                cairn_gemm_nn
+#define gemm_tn                cairn_gemm_tn
+
+#include "body_softmax.h"
+
+#include "body_attention.h"

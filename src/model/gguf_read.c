@@ -364,7 +364,7 @@ static cairn_status read_tensors(cursor *c, gguf *file, uint64_t n)
         if (st != CAIRN_OK) goto out;
         file->n_tensors++;
     }
-    if (offsets == NULL) goto out; /* no tensors */
+    if (offsets == NULL) goto out;                                  /* no tensors */
     start = (c->at + file->alignment - 1) & ~(file->alignment - 1); /* both far below SIZE_MAX / 2 */
     if ((st = place_tensors(file, offsets, start)) != CAIRN_OK) goto out;
     qsort(file->tensors, file->n_tensors, sizeof *file->tensors, by_name);

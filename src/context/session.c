@@ -156,6 +156,11 @@ cairn_status session_budget(cairn_session *s)
     if (s->fetch == NULL) return CAIRN_OK;
     uint64_t landmarks = landmarks_bytes(&s->landmarks);
     uint64_t own = s->opt.ram_bytes / 4 > s->own.ram_bytes ? s->own.ram_bytes : s->opt.ram_bytes / 4;
+    if (s->writer !=
+        NULL) { /* a commit holds its blocks twice; a fixed share, so that the tier need not breathe with it */
+        uint64_t share = s->opt.ram_bytes / 16 * 3;
+        own = 2 * own > share ? 2 * own : share;
+    }
     uint64_t used = landmarks + own + s->own.data_bytes;
     uint64_t rest = s->opt.ram_bytes > used ? s->opt.ram_bytes - used : 0;
     bool tier = cairn_fetch_mode_used(s->fetch) == CAIRN_FETCH_READ;

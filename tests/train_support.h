@@ -13,7 +13,7 @@ typedef double (*loss_fn)(void *arg);
 /* dL/d*x by four points: its own error is of order h^4 and of rounding / h, both far below 1e-8 here. */
 static inline double central_difference(loss_fn loss, void *arg, double *x)
 {
-    const double h = 1e-3, was = *x;
+    const double h = 3e-4, was = *x;
     double at[4];
     const double steps[4] = {-2, -1, 1, 2};
     for (int i = 0; i < 4; i++) {

@@ -33,3 +33,20 @@ void TRAIN(attend)(TRAIN(attention) * att, uint32_t layer, size_t rows, const TR
 /* dq, dk, dv (as in `in`, with its ld) are written, dbias (heads) is added to. */
 void TRAIN(attend_backward)(TRAIN(attention) * att, uint32_t layer, size_t rows, const TRAIN(qkv) * in,
                             const real *bias, const real *dout, real *dq, real *dk, real *dv, real *dbias);
+
+/* ---- the model ---- */
+
+typedef struct TRAIN(model) TRAIN(model); /* the activations of one window */
+
+/* For windows of up to `rows` slots. The layout is borrowed. */
+cairn_status TRAIN(model_new)(const cairn_train_layout *layout, size_t rows, TRAIN(model) * *out);
+void TRAIN(model_free)(TRAIN(model) * model);
+
+/* Logits (rows, vocab), the model's own until the next call. Slots must be in the vocabulary. */
+const real *TRAIN(forward)(TRAIN(model) * model, const real *params, const cairn_token *slots, size_t rows);
+/* After forward of this window: the sum of weight * -ln p(target). nll and right (rows) may be NULL: -ln p(target), and
+ * whether the target has the largest logit (the lowest id among equals); 0 where there is no target. The logits become
+ * scale * dL/dlogits: for a mean over several windows, scale is 1 / the sum of all their weights. */
+double TRAIN(loss)(TRAIN(model) * model, const cairn_train_window *window, double scale, real *nll, uint8_t *right);
+/* After loss of this window: adds to grads (total). */
+void TRAIN(backward)(TRAIN(model) * model, const real *params, const cairn_train_window *window, real *grads);

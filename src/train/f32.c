@@ -23,3 +23,5 @@ typedef const cairn_kernels *kernels_of_real;
 #include "body_softmax.h"
 
 #include "body_attention.h"
+
+#include "body_model.h"

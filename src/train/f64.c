@@ -56,3 +56,5 @@ static void gemm(size_t m, size_t n, size_t k, const double *a, size_t row, size
 #include "body_softmax.h"
 
 #include "body_attention.h"
+
+#include "body_model.h"

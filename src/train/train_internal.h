@@ -10,9 +10,83 @@
 #ifndef CAIRN_TRAIN_INTERNAL_H
 #define CAIRN_TRAIN_INTERNAL_H
 
-#include <cairn/attention.h>
+#include <cairn/model.h>
 
 #include "base_internal.h"
+
+/* ---- what a model is made of ---- */
+
+typedef struct cairn_train_shape {
+    cairn_attention_shape attention; /* clamped; its landmark_bias is not looked at: it is a parameter here */
+    uint32_t vocab;
+    uint32_t width;
+    uint32_t hidden; /* of SwiGLU */
+    float norm_eps;
+    bool qk_norm; /* RMSNorm of each head's q and k before rotation: architecture "qwen3", else "llama" */
+    bool tied;    /* the head is the embedding */
+} cairn_train_shape;
+
+typedef enum cairn_train_kind { /* how a parameter is initialised, and which optimizer it is for */
+                                CAIRN_TRAIN_EMBEDDING,
+                                CAIRN_TRAIN_MATRIX,
+                                CAIRN_TRAIN_HEAD,
+                                CAIRN_TRAIN_NORM,
+                                CAIRN_TRAIN_LANDMARK_BIAS
+} cairn_train_kind;
+
+typedef struct cairn_train_param {
+    char name[48]; /* the GGUF tensor; of a landmark bias "blk.N.landmark_bias", which GGUF holds as metadata */
+    cairn_train_kind kind;
+    uint32_t rows; /* 1 for what is not a matrix */
+    uint32_t cols;
+    size_t at; /* its first number */
+} cairn_train_param;
+
+typedef struct cairn_train_layer { /* where a layer's parameters begin; q, k, v lie in a row, as do gate and up */
+    size_t attn_norm, qkv, q_norm, k_norm, landmark_bias, o, ffn_norm, gate_up, down;
+} cairn_train_layer;
+
+/* All parameters lie in one array of `total` numbers: gradients, moments and checkpoints are arrays like it. */
+typedef struct cairn_train_layout {
+    cairn_train_shape shape; /* its local_layers are the ones below */
+    uint8_t *local_layers;
+    cairn_train_layer *layers;
+    cairn_train_param *params;
+    size_t n_params;
+    size_t embedding, output_norm, head;
+    size_t total;
+} cairn_train_layout;
+
+/* INVALID / UNSUPPORTED names the field that cannot be. */
+cairn_status cairn_train_layout_new(const cairn_train_shape *shape, cairn_train_layout **out);
+void cairn_train_layout_free(cairn_train_layout *layout);
+
+/* ---- GGUF ---- */
+
+enum { CAIRN_TRAIN_BYTE_VOCAB = 260 }; /* <unk> <s> </s>, 256 bytes, the landmark */
+
+/* The shape of a landmark model with clamped positions (UNSUPPORTED for others); its arrays are the model's. */
+cairn_status cairn_train_shape_of(const cairn_model *model, cairn_train_shape *out);
+/* All parameters of a model of the layout's shape (else MISMATCH), in whatever type the file has them. */
+cairn_status cairn_train_import(const cairn_train_layout *layout, const cairn_model *model, float *params);
+/* Writes a model that cairn_model_open takes: byte vocabulary, matrices as `type`, trained at `window` slots. */
+cairn_status cairn_train_export(const cairn_train_layout *layout, const float *params, const char *name,
+                                uint32_t window, cairn_gguf_type type, const char *path);
+
+/* ---- windows ---- */
+
+/* One window: it starts at a block, has its landmarks in place and is at most what the model has room for. */
+typedef struct cairn_train_window {
+    const cairn_token *slots;   /* (rows) */
+    const cairn_token *targets; /* (rows) what the row should predict; -1 = nothing, as after a landmark */
+    const float *weights;       /* (rows) of the loss; NULL = 1 */
+    size_t rows;
+} cairn_train_window;
+
+/* Targets of a window (paper section 3.1; its code's first convention): a content token predicts the next content
+ * token, also across a landmark; a landmark predicts nothing, nor does the last content token, as nothing follows it.
+ */
+void cairn_train_targets(const cairn_token *slots, size_t rows, uint32_t block_tokens, cairn_token *targets);
 
 #define real        float
 #define TRAIN(name) cairn_train_##name##_f32

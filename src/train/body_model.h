@@ -1,0 +1,337 @@
+/* body_model.h - the decoder over one window, forward and backward.
+ *
+ * Per layer (Touvron et al. 2023; Qwen3 adds the norms of q and k), x (rows, width):
+ *     h = norm(x);  q, k, v = h Wqkv^T;  q, k = norm(q), norm(k) per head;  x += attend(q, k, v) Wo^T
+ *     h = norm(x);  g, u = h Wgu^T;                                         x += (silu(g) u) Wd^T
+ * Kept for the way back: both x, qkv before their norms, what attention gave, g and u. Norms and silu are cheap and are
+ * done again; attention scores again (body_attention.h). At the demo shape a window of 512 keeps 17 MB.
+ */
+
+typedef struct layer_kept {
+    real *x;        /* (rows, width) what came in */
+    real *qkv;      /* (rows, F) before the norms of q and k */
+    real *attended; /* (rows, heads * D) */
+    real *x_ffn;    /* (rows, width) after attention */
+    real *gate_up;  /* (rows, 2 hidden) */
+} layer_kept;
+
+struct TRAIN(model) {
+    const cairn_train_layout *layout;
+    kernels_of_real kernels;
+    TRAIN(attention) * attention;
+    size_t rows_max;
+    size_t width, hidden, vocab;
+    size_t heads, kv_heads, D;
+    size_t Q, KV, F; /* numbers of q, of k, of q, k and v of a row */
+    layer_kept *layers;
+    real *x;       /* (rows, width) what goes on */
+    real *h;       /* (rows, width) normed */
+    real *qkv;     /* (rows, F) normed */
+    real *act;     /* (rows, hidden) silu(g) u */
+    real *logits;  /* (rows, vocab) */
+    real *dx, *dh; /* (rows, width) */
+    real *dqkv;    /* (rows, F) */
+    real *dattended;
+    real *dgate_up; /* (rows, 2 hidden) */
+    real *dact;     /* (rows, hidden) */
+    real *row;      /* (the widest of all) */
+};
+
+void TRAIN(model_free)(TRAIN(model) * m)
+{
+    if (m == NULL) return;
+    TRAIN(attention_free)(m->attention);
+    for (uint32_t l = 0; m->layers != NULL && l < m->layout->shape.attention.layers; l++) {
+        cairn_free(m->layers[l].x);
+        cairn_free(m->layers[l].qkv);
+        cairn_free(m->layers[l].attended);
+        cairn_free(m->layers[l].x_ffn);
+        cairn_free(m->layers[l].gate_up);
+    }
+    real *const buffers[] = {m->x,  m->h,    m->qkv,       m->act,      m->logits, m->dx,
+                             m->dh, m->dqkv, m->dattended, m->dgate_up, m->dact,   m->row};
+    for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) cairn_free(buffers[i]);
+    cairn_free(m->layers);
+    cairn_free(m);
+}
+
+cairn_status TRAIN(model_new)(const cairn_train_layout *layout, size_t rows, TRAIN(model) * *out)
+{
+    const cairn_train_shape *s = &layout->shape;
+    const uint32_t layers = s->attention.layers;
+    TRAIN(model) *m = cairn_calloc(1, sizeof *m);
+    *out = NULL;
+    if (m == NULL) return cairn_fail(CAIRN_NO_MEMORY, "a model to train");
+    m->layout = layout;
+    m->kernels = best_kernels();
+    m->rows_max = rows;
+    m->width = s->width;
+    m->hidden = s->hidden;
+    m->vocab = s->vocab;
+    m->heads = s->attention.heads;
+    m->kv_heads = s->attention.kv_heads;
+    m->D = s->attention.head_dim;
+    m->Q = m->heads * m->D;
+    m->KV = m->kv_heads * m->D;
+    m->F = m->Q + 2 * m->KV;
+    cairn_status st = TRAIN(attention_new)(&s->attention, rows, &m->attention);
+    if (st != CAIRN_OK) {
+        TRAIN(model_free)(m);
+        return st;
+    }
+    m->layers = cairn_calloc(layers, sizeof *m->layers);
+    bool all = m->layers != NULL;
+    for (uint32_t l = 0; all && l < layers; l++) {
+        layer_kept *k = &m->layers[l];
+        all = (k->x = reals(rows, m->width)) != NULL && (k->qkv = reals(rows, m->F)) != NULL &&
+              (k->attended = reals(rows, m->Q)) != NULL && (k->x_ffn = reals(rows, m->width)) != NULL &&
+              (k->gate_up = reals(rows, 2 * m->hidden)) != NULL;
+    }
+    m->x = reals(rows, m->width);
+    m->h = reals(rows, m->width);
+    m->qkv = reals(rows, m->F);
+    m->act = reals(rows, m->hidden);
+    m->logits = reals(rows, m->vocab);
+    m->dx = reals(rows, m->width);
+    m->dh = reals(rows, m->width);
+    m->dqkv = reals(rows, m->F);
+    m->dattended = reals(rows, m->Q);
+    m->dgate_up = reals(rows, 2 * m->hidden);
+    m->dact = reals(rows, m->hidden);
+    m->row = reals(m->width + m->D + m->hidden, 1);
+    if (!all || m->x == NULL || m->h == NULL || m->qkv == NULL || m->act == NULL || m->logits == NULL ||
+        m->dx == NULL || m->dh == NULL || m->dqkv == NULL || m->dattended == NULL || m->dgate_up == NULL ||
+        m->dact == NULL || m->row == NULL) {
+        TRAIN(model_free)(m);
+        return cairn_fail(CAIRN_NO_MEMORY, "activations of a window of %zu slots", rows);
+    }
+    *out = m;
+    return CAIRN_OK;
+}
+
+/* ---- pieces ---- */
+
+/* 1 / sqrt(mean of squares + eps) */
+static real norm_scale(const TRAIN(model) * m, const real *x, size_t n)
+{
+    real square = vec_dot(m->kernels, x, x, n) / (real)n;
+    return 1 / (real)sqrt((double)(square + (real)m->layout->shape.norm_eps));
+}
+
+/* out may be x */
+static void norm(const TRAIN(model) * m, real *out, const real *x, const real *weight, size_t n)
+{
+    real scale = norm_scale(m, x, n);
+    for (size_t i = 0; i < n; i++) out[i] = x[i] * scale * weight[i];
+}
+
+static void norm_rows(const TRAIN(model) * m, real *out, const real *x, const real *weight, size_t rows)
+{
+    for (size_t r = 0; r < rows; r++) norm(m, out + r * m->width, x + r * m->width, weight, m->width);
+}
+
+/* y = s w x, s = norm_scale(x):  dx_i = s (w_i dy_i - x_i s^2 / n sum_j w_j dy_j x_j),  dw_i += s dy_i x_i.
+ * dx is added to if `add`; it may be dy. */
+static void norm_backward(const TRAIN(model) * m, const real *x, const real *weight, const real *dy, size_t n, real *dx,
+                          bool add, real *dweight)
+{
+    real scale = norm_scale(m, x, n);
+    for (size_t i = 0; i < n; i++) m->row[i] = weight[i] * dy[i];
+    real shared = vec_dot(m->kernels, m->row, x, n) * scale * scale / (real)n;
+    for (size_t i = 0; i < n; i++) {
+        dweight[i] += scale * dy[i] * x[i];
+        dx[i] = (add ? dx[i] : 0) + scale * (m->row[i] - x[i] * shared);
+    }
+}
+
+/* out (n) = 1 / (1 + exp(-x)), by exp(-|x|), which cannot overflow */
+static void sigmoid(const TRAIN(model) * m, real *out, const real *x, size_t n)
+{
+    for (size_t i = 0; i < n; i++) out[i] = x[i] < 0 ? x[i] : -x[i];
+    vec_exp(m->kernels, out, 0, n);
+    for (size_t i = 0; i < n; i++) out[i] = (x[i] < 0 ? out[i] : 1) / (1 + out[i]);
+}
+
+/* act = silu(g) u */
+static void swiglu(const TRAIN(model) * m, const real *gate_up, size_t rows)
+{
+    const size_t n = m->hidden;
+    for (size_t r = 0; r < rows; r++) {
+        const real *g = gate_up + 2 * r * n, *u = g + n;
+        real *a = m->act + r * n;
+        sigmoid(m, a, g, n);
+        for (size_t i = 0; i < n; i++) a[i] *= g[i] * u[i];
+    }
+}
+
+/* act again, and dgate_up from dact: silu(g)' = s (1 + g (1 - s)), s = sigmoid(g) */
+static void swiglu_backward(const TRAIN(model) * m, const real *gate_up, size_t rows)
+{
+    const size_t n = m->hidden;
+    for (size_t r = 0; r < rows; r++) {
+        const real *g = gate_up + 2 * r * n, *u = g + n, *da = m->dact + r * n;
+        real *a = m->act + r * n, *dg = m->dgate_up + 2 * r * n, *du = dg + n;
+        sigmoid(m, m->row, g, n);
+        for (size_t i = 0; i < n; i++) {
+            real s = m->row[i], silu = g[i] * s;
+            a[i] = silu * u[i];
+            dg[i] = da[i] * u[i] * (s + silu * (1 - s));
+            du[i] = da[i] * silu;
+        }
+    }
+}
+
+/* m->qkv = q, k, v of a layer as attention takes them */
+static void norm_heads(TRAIN(model) * m, const real *params, const cairn_train_layer *at, const layer_kept *kept,
+                       size_t rows)
+{
+    memcpy(m->qkv, kept->qkv, rows * m->F * sizeof *m->qkv);
+    if (!m->layout->shape.qk_norm) return;
+    for (size_t r = 0; r < rows; r++) {
+        for (size_t h = 0; h < m->heads + m->kv_heads; h++) {
+            real *x = m->qkv + r * m->F + h * m->D;
+            norm(m, x, x, params + (h < m->heads ? at->q_norm : at->k_norm), m->D);
+        }
+    }
+}
+
+static void norm_heads_backward(TRAIN(model) * m, const real *params, const cairn_train_layer *at,
+                                const layer_kept *kept, size_t rows, real *grads)
+{
+    if (!m->layout->shape.qk_norm) return;
+    for (size_t r = 0; r < rows; r++) {
+        for (size_t h = 0; h < m->heads + m->kv_heads; h++) {
+            size_t weight = h < m->heads ? at->q_norm : at->k_norm;
+            real *d = m->dqkv + r * m->F + h * m->D;
+            norm_backward(m, kept->qkv + r * m->F + h * m->D, params + weight, d, m->D, d, false, grads + weight);
+        }
+    }
+}
+
+static TRAIN(qkv) attention_input(const TRAIN(model) * m)
+{
+    return (TRAIN(qkv)){.q = m->qkv, .k = m->qkv + m->Q, .v = m->qkv + m->Q + m->KV, .ld = m->F};
+}
+
+static void add_rows(real *to, const real *x, size_t n)
+{
+    for (size_t i = 0; i < n; i++) to[i] += x[i];
+}
+
+/* ---- forward ---- */
+
+static void layer_forward(TRAIN(model) * m, const real *params, uint32_t l, size_t rows)
+{
+    const cairn_train_layer *at = &m->layout->layers[l];
+    layer_kept *kept = &m->layers[l];
+    const size_t W = m->width;
+    memcpy(kept->x, m->x, rows * W * sizeof *m->x);
+    norm_rows(m, m->h, m->x, params + at->attn_norm, rows);
+    gemm_nt(rows, m->F, W, m->h, W, params + at->qkv, W, kept->qkv, m->F);
+    norm_heads(m, params, at, kept, rows);
+    TRAIN(qkv) in = attention_input(m);
+    TRAIN(attend)(m->attention, l, rows, &in, params + at->landmark_bias, kept->attended);
+    gemm_nt(rows, W, m->Q, kept->attended, m->Q, params + at->o, m->Q, m->h, W);
+    add_rows(m->x, m->h, rows * W);
+
+    memcpy(kept->x_ffn, m->x, rows * W * sizeof *m->x);
+    norm_rows(m, m->h, m->x, params + at->ffn_norm, rows);
+    gemm_nt(rows, 2 * m->hidden, W, m->h, W, params + at->gate_up, W, kept->gate_up, 2 * m->hidden);
+    swiglu(m, kept->gate_up, rows);
+    gemm_nt(rows, W, m->hidden, m->act, m->hidden, params + at->down, m->hidden, m->h, W);
+    add_rows(m->x, m->h, rows * W);
+}
+
+const real *TRAIN(forward)(TRAIN(model) * m, const real *params, const cairn_token *slots, size_t rows)
+{
+    const cairn_train_layout *t = m->layout;
+    assert(rows <= m->rows_max);
+    for (size_t r = 0; r < rows; r++) {
+        assert(slots[r] >= 0 && (size_t)slots[r] < m->vocab);
+        memcpy(m->x + r * m->width, params + t->embedding + (size_t)slots[r] * m->width, m->width * sizeof *m->x);
+    }
+    for (uint32_t l = 0; l < t->shape.attention.layers; l++) layer_forward(m, params, l, rows);
+    norm_rows(m, m->h, m->x, params + t->output_norm, rows);
+    gemm_nt(rows, m->vocab, m->width, m->h, m->width, params + t->head, m->width, m->logits, m->vocab);
+    return m->logits;
+}
+
+double TRAIN(loss)(TRAIN(model) * m, const cairn_train_window *window, double scale, real *nll, uint8_t *right)
+{
+    const size_t V = m->vocab;
+    double total = 0;
+    for (size_t r = 0; r < window->rows; r++) {
+        real *logits = m->logits + r * V;
+        cairn_token target = window->targets[r];
+        double weight = window->weights == NULL ? 1 : (double)window->weights[r];
+        if (nll != NULL) nll[r] = 0;
+        if (right != NULL) right[r] = 0;
+        if (target < 0) {
+            memset(logits, 0, V * sizeof *logits);
+            continue;
+        }
+        assert((size_t)target < V);
+        real max = vec_max(m->kernels, logits, V), of_target = logits[target];
+        if (right != NULL) {
+            size_t best = 0;
+            while (best + 1 < V && !(logits[best] >= max)) best++;
+            right[r] = best == (size_t)target;
+        }
+        real sum = vec_exp(m->kernels, logits, max, V);
+        double minus_ln_p = log((double)sum) + (double)max - (double)of_target;
+        total += weight * minus_ln_p;
+        if (nll != NULL) nll[r] = (real)minus_ln_p;
+        vec_scale(m->kernels, logits, (real)(weight * scale / (double)sum), V);
+        logits[target] -= (real)(weight * scale);
+    }
+    return total;
+}
+
+/* ---- backward ---- */
+
+/* m->dx: dL/d what goes out of the layer, in; dL/d what came in, out */
+static void layer_backward(TRAIN(model) * m, const real *params, uint32_t l, size_t rows, real *grads)
+{
+    const cairn_train_layer *at = &m->layout->layers[l];
+    const layer_kept *kept = &m->layers[l];
+    const size_t W = m->width, H = m->hidden, Q = m->Q, F = m->F;
+
+    gemm_nn(rows, H, W, m->dx, W, params + at->down, H, m->dact, H, false);
+    swiglu_backward(m, kept->gate_up, rows);
+    gemm_tn(W, H, rows, m->dx, W, m->act, H, grads + at->down, H, true);
+    norm_rows(m, m->h, kept->x_ffn, params + at->ffn_norm, rows);
+    gemm_tn(2 * H, W, rows, m->dgate_up, 2 * H, m->h, W, grads + at->gate_up, W, true);
+    gemm_nn(rows, W, 2 * H, m->dgate_up, 2 * H, params + at->gate_up, W, m->dh, W, false);
+    for (size_t r = 0; r < rows; r++)
+        norm_backward(m, kept->x_ffn + r * W, params + at->ffn_norm, m->dh + r * W, W, m->dx + r * W, true,
+                      grads + at->ffn_norm);
+
+    gemm_nn(rows, Q, W, m->dx, W, params + at->o, Q, m->dattended, Q, false);
+    gemm_tn(W, Q, rows, m->dx, W, kept->attended, Q, grads + at->o, Q, true);
+    norm_heads(m, params, at, kept, rows);
+    TRAIN(qkv) in = attention_input(m);
+    TRAIN(attend_backward)
+    (m->attention, l, rows, &in, params + at->landmark_bias, m->dattended, m->dqkv, m->dqkv + Q, m->dqkv + Q + m->KV,
+     grads + at->landmark_bias);
+    norm_heads_backward(m, params, at, kept, rows, grads);
+    norm_rows(m, m->h, kept->x, params + at->attn_norm, rows);
+    gemm_tn(F, W, rows, m->dqkv, F, m->h, W, grads + at->qkv, W, true);
+    gemm_nn(rows, W, F, m->dqkv, F, params + at->qkv, W, m->dh, W, false);
+    for (size_t r = 0; r < rows; r++)
+        norm_backward(m, kept->x + r * W, params + at->attn_norm, m->dh + r * W, W, m->dx + r * W, true,
+                      grads + at->attn_norm);
+}
+
+void TRAIN(backward)(TRAIN(model) * m, const real *params, const cairn_train_window *window, real *grads)
+{
+    const cairn_train_layout *t = m->layout;
+    const size_t rows = window->rows, W = m->width;
+    norm_rows(m, m->h, m->x, params + t->output_norm, rows);
+    gemm_tn(m->vocab, W, rows, m->logits, m->vocab, m->h, W, grads + t->head, W, true);
+    gemm_nn(rows, W, m->vocab, m->logits, m->vocab, params + t->head, W, m->dh, W, false);
+    for (size_t r = 0; r < rows; r++)
+        norm_backward(m, m->x + r * W, params + t->output_norm, m->dh + r * W, W, m->dx + r * W, false,
+                      grads + t->output_norm);
+    for (uint32_t l = t->shape.attention.layers; l-- > 0;) layer_backward(m, params, l, rows, grads);
+    for (size_t r = 0; r < rows; r++) add_rows(grads + t->embedding + (size_t)window->slots[r] * W, m->dx + r * W, W);
+}

@@ -1,0 +1,111 @@
+/* layout.c - where each parameter of a model lies, under the name GGUF has for it; and what a window's rows predict. */
+#include "train_internal.h"
+
+#include <math.h>
+#include <stdio.h>
+
+enum { VOCAB_MAX = 1 << 22, WIDTH_MAX = 1 << 20, PARAMS_PER_LAYER = 12 };
+
+static cairn_status check(const cairn_train_shape *s)
+{
+    const struct {
+        const char *field;
+        uint32_t value, most;
+    } counts[] = {{"vocab", s->vocab, VOCAB_MAX}, {"width", s->width, WIDTH_MAX}, {"hidden", s->hidden, WIDTH_MAX}};
+    cairn_status st = cairn_attention_shape_check(&s->attention);
+    if (st != CAIRN_OK) return st;
+    if (s->attention.scheme != CAIRN_POSITION_CLAMPED)
+        return cairn_fail(CAIRN_UNSUPPORTED, "training with position scheme %d: clamped alone",
+                          (int)s->attention.scheme);
+    for (size_t i = 0; i < sizeof counts / sizeof *counts; i++)
+        if (counts[i].value < 1 || counts[i].value > counts[i].most)
+            return cairn_fail(CAIRN_INVALID, "model to train: %s is %u, must be 1..%u", counts[i].field,
+                              counts[i].value, counts[i].most);
+    if (!isfinite(s->norm_eps) || s->norm_eps <= 0)
+        return cairn_fail(CAIRN_INVALID, "model to train: norm_eps is %g, must be above 0", (double)s->norm_eps);
+    return CAIRN_OK;
+}
+
+/* The next parameter of `layout`, right behind the last one; returns where it begins. Within 2^64: all counts are below
+ * 2^22 and there are at most 2^16 matrices. */
+static size_t add(cairn_train_layout *layout, cairn_train_kind kind, uint32_t layer, const char *name, size_t rows,
+                  size_t cols)
+{
+    cairn_train_param *p = &layout->params[layout->n_params++];
+    *p = (cairn_train_param){.kind = kind, .rows = (uint32_t)rows, .cols = (uint32_t)cols, .at = layout->total};
+    if (layer == UINT32_MAX)
+        snprintf(p->name, sizeof p->name, "%s.weight", name);
+    else
+        snprintf(p->name, sizeof p->name, "blk.%u.%s%s", layer, name,
+                 kind == CAIRN_TRAIN_LANDMARK_BIAS ? "" : ".weight");
+    layout->total += rows * cols;
+    return p->at;
+}
+
+static void add_layer(cairn_train_layout *t, uint32_t l)
+{
+    const cairn_train_shape *s = &t->shape;
+    const size_t dim = s->attention.head_dim;
+    const size_t q = s->attention.heads * dim, kv = s->attention.kv_heads * dim;
+    cairn_train_layer *at = &t->layers[l];
+    at->attn_norm = add(t, CAIRN_TRAIN_NORM, l, "attn_norm", 1, s->width);
+    at->qkv = add(t, CAIRN_TRAIN_MATRIX, l, "attn_q", q, s->width);
+    add(t, CAIRN_TRAIN_MATRIX, l, "attn_k", kv, s->width);
+    add(t, CAIRN_TRAIN_MATRIX, l, "attn_v", kv, s->width);
+    if (s->qk_norm) {
+        at->q_norm = add(t, CAIRN_TRAIN_NORM, l, "attn_q_norm", 1, dim);
+        at->k_norm = add(t, CAIRN_TRAIN_NORM, l, "attn_k_norm", 1, dim);
+    }
+    at->landmark_bias = add(t, CAIRN_TRAIN_LANDMARK_BIAS, l, "landmark_bias", 1, s->attention.heads);
+    at->o = add(t, CAIRN_TRAIN_MATRIX, l, "attn_output", s->width, q);
+    at->ffn_norm = add(t, CAIRN_TRAIN_NORM, l, "ffn_norm", 1, s->width);
+    at->gate_up = add(t, CAIRN_TRAIN_MATRIX, l, "ffn_gate", s->hidden, s->width);
+    add(t, CAIRN_TRAIN_MATRIX, l, "ffn_up", s->hidden, s->width);
+    at->down = add(t, CAIRN_TRAIN_MATRIX, l, "ffn_down", s->width, s->hidden);
+}
+
+cairn_status cairn_train_layout_new(const cairn_train_shape *shape, cairn_train_layout **out)
+{
+    cairn_status st = check(shape);
+    const size_t layers = shape->attention.layers;
+    cairn_train_layout *t = NULL;
+    *out = NULL;
+    if (st != CAIRN_OK) return st;
+    t = cairn_calloc(1, sizeof *t);
+    if (t != NULL) {
+        t->shape = *shape;
+        t->shape.attention.local_layers = t->local_layers = cairn_calloc(layers, 1);
+        t->shape.attention.landmark_bias = NULL;
+        t->layers = cairn_calloc(layers, sizeof *t->layers);
+        t->params = cairn_calloc(layers * PARAMS_PER_LAYER + 3, sizeof *t->params);
+    }
+    if (t == NULL || t->local_layers == NULL || t->layers == NULL || t->params == NULL) {
+        cairn_train_layout_free(t);
+        return cairn_fail(CAIRN_NO_MEMORY, "layout of a model of %zu layers", layers);
+    }
+    if (shape->attention.local_layers != NULL) memcpy(t->local_layers, shape->attention.local_layers, layers);
+    t->embedding = add(t, CAIRN_TRAIN_EMBEDDING, UINT32_MAX, "token_embd", shape->vocab, shape->width);
+    for (uint32_t l = 0; l < layers; l++) add_layer(t, l);
+    t->output_norm = add(t, CAIRN_TRAIN_NORM, UINT32_MAX, "output_norm", 1, shape->width);
+    t->head = shape->tied ? t->embedding : add(t, CAIRN_TRAIN_HEAD, UINT32_MAX, "output", shape->vocab, shape->width);
+    *out = t;
+    return CAIRN_OK;
+}
+
+void cairn_train_layout_free(cairn_train_layout *layout)
+{
+    if (layout == NULL) return;
+    cairn_free(layout->local_layers);
+    cairn_free(layout->layers);
+    cairn_free(layout->params);
+    cairn_free(layout);
+}
+
+void cairn_train_targets(const cairn_token *slots, size_t rows, uint32_t block_tokens, cairn_token *targets)
+{
+    const size_t B = (size_t)block_tokens + 1;
+    for (size_t r = 0; r < rows; r++) {
+        size_t next = (r + 1) % B == B - 1 ? r + 2 : r + 1; /* over the landmark */
+        targets[r] = r % B == B - 1 || next >= rows ? -1 : slots[next];
+    }
+}

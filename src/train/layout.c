@@ -1,4 +1,5 @@
-/* layout.c - where each parameter of a model lies, under the name GGUF has for it; and what a window's rows predict. */
+/* layout.c - where each parameter of a model lies, under the name GGUF has for it, and what it starts from; and what a
+ * window's rows predict. */
 #include "train_internal.h"
 
 #include <math.h>
@@ -107,5 +108,49 @@ void cairn_train_targets(const cairn_token *slots, size_t rows, uint32_t block_t
     for (size_t r = 0; r < rows; r++) {
         size_t next = (r + 1) % B == B - 1 ? r + 2 : r + 1; /* over the landmark */
         targets[r] = r % B == B - 1 || next >= rows ? -1 : slots[next];
+    }
+}
+
+/* ---- the start ---- */
+
+static uint64_t next_random(uint64_t *state) /* SplitMix64: Steele, Lea & Flood 2014 */
+{
+    uint64_t z = *state += 0x9e3779b97f4a7c15U;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9U;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebU;
+    return z ^ z >> 31;
+}
+
+/* Normal with variance 1, as Irwin and Hall: twelve uniform numbers less 6. Sums of integers, no libm: the same bits on
+ * every machine, and tails that end at 6. */
+static double next_normal(uint64_t *state)
+{
+    int64_t sum = 0;
+    for (int i = 0; i < 6; i++) {
+        uint64_t two = next_random(state);
+        sum += (int64_t)(two >> 32) + (int64_t)(two & 0xffffffffU);
+    }
+    return (double)(sum - 6 * ((INT64_C(1) << 32) - 1)) / 4294967296.0;
+}
+
+void cairn_train_init(const cairn_train_layout *layout, uint64_t seed, float *params)
+{
+    const cairn_attention_shape *a = &layout->shape.attention;
+    const double narrow = 1 / sqrt(2.0 * (double)a->layers);
+    uint64_t state = seed;
+    for (size_t i = 0; i < layout->n_params; i++) {
+        const cairn_train_param *p = &layout->params[i];
+        const size_t n = (size_t)p->rows * p->cols;
+        double spread = p->kind == CAIRN_TRAIN_EMBEDDING ? 0.02 : 1 / sqrt((double)p->cols);
+        for (uint32_t l = 0; l < a->layers; l++)
+            if (p->at == layout->layers[l].o || p->at == layout->layers[l].down) spread *= narrow;
+        for (size_t j = 0; j < n; j++) {
+            if (p->kind == CAIRN_TRAIN_NORM)
+                params[p->at + j] = 1;
+            else if (p->kind == CAIRN_TRAIN_LANDMARK_BIAS)
+                params[p->at + j] = (float)log((double)a->block_tokens);
+            else
+                params[p->at + j] = (float)(spread * next_normal(&state));
+        }
     }
 }

@@ -61,6 +61,11 @@ typedef struct cairn_train_layout {
 cairn_status cairn_train_layout_new(const cairn_train_shape *shape, cairn_train_layout **out);
 void cairn_train_layout_free(cairn_train_layout *layout);
 
+/* Parameters to start from: embedding N(0, 0.02), matrices N(0, 1 / columns), those that write to the stream of rows
+ * smaller by sqrt(2 layers), norms 1, landmark biases ln(block_tokens), so that a past block weighs as much as its
+ * tokens would. The same numbers for the same seed, everywhere. */
+void cairn_train_init(const cairn_train_layout *layout, uint64_t seed, float *params);
+
 /* ---- GGUF ---- */
 
 enum { CAIRN_TRAIN_BYTE_VOCAB = 260 }; /* <unk> <s> </s>, 256 bytes, the landmark */
@@ -87,6 +92,37 @@ typedef struct cairn_train_window {
  * token, also across a landmark; a landmark predicts nothing, nor does the last content token, as nothing follows it.
  */
 void cairn_train_targets(const cairn_token *slots, size_t rows, uint32_t block_tokens, cairn_token *targets);
+
+/* ---- updates ---- */
+
+typedef struct cairn_train_rates {
+    float adam;         /* AdamW's learning rate: embedding, head, norms, biases */
+    float muon;         /* Muon's: the matrices of the layers; 0 = AdamW for those too */
+    float beta1, beta2; /* AdamW */
+    float eps;
+    float momentum; /* Muon */
+    float decay;    /* of matrices, times the learning rate */
+    float clip;     /* the gradient's norm is brought down to this; 0 = left alone */
+} cairn_train_rates;
+void cairn_train_rates_init(cairn_train_rates *rates); /* what is known to train small models */
+
+/* Both moments of every parameter and the number of updates: with the parameters, all that a checkpoint needs. */
+typedef struct cairn_train_optimizer {
+    const cairn_train_layout *layout; /* borrowed */
+    uint64_t updates;
+    float *first;   /* (total) AdamW's mean of gradients, Muon's momentum */
+    float *second;  /* (total) AdamW's mean of squares; unused for what Muon updates */
+    float *scratch; /* of the orthogonalised update */
+} cairn_train_optimizer;
+cairn_status cairn_train_optimizer_init(cairn_train_optimizer *opt, const cairn_train_layout *layout);
+void cairn_train_optimizer_wipe(cairn_train_optimizer *opt);
+/* One update of params (total) by grads (total), which is used up; `pace` multiplies both learning rates. *norm: that
+ * of the gradient before clipping. INVALID if it is not finite, with nothing changed. */
+cairn_status cairn_train_update(cairn_train_optimizer *opt, const cairn_train_rates *rates, double pace, float *params,
+                                float *grads, double *norm);
+/* Learning rate pace of update `step` (0, 1, ...) of `steps`: up to 1 over `warmup` updates, then down a half cosine to
+ * `floor`; floor = 1 keeps it constant. */
+double cairn_train_pace(uint64_t step, uint64_t warmup, uint64_t steps, double floor);
 
 #define real        float
 #define TRAIN(name) cairn_train_##name##_f32

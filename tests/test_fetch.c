@@ -1,4 +1,5 @@
-/* test_fetch.c - batches of tiles, through the map and into the RAM tier. */
+/* test_fetch.c - batches of tiles, through the map and into the RAM tier.
+ * labels: threads */
 #include "fetch_fixture.h"
 
 #include <sys/stat.h>

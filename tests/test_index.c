@@ -1,7 +1,8 @@
 /* Landmark search without FAISS: rows, the int8 scan and its proof, ranges, ties, mass.
  *
  * The witness is a full sort over scores accumulated in double from the rows as they were given (converted here, not by
- * the library), and for equality to the last bit a full sort of cairn_index_scores. */
+ * the library), and for equality to the last bit a full sort of cairn_index_scores.
+ * labels: threads */
 #include <pthread.h>
 
 #include "index_keys.h"

@@ -1,4 +1,5 @@
-/* test_store.c - blocks, snapshots, writers, the index's bookkeeping: what a caller sees. */
+/* test_store.c - blocks, snapshots, writers, the index's bookkeeping: what a caller sees.
+ * labels: threads */
 #include "store_fixture.h"
 
 #include <store_internal.h>

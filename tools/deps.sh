@@ -41,9 +41,9 @@ if [ "$(id -u)" != 0 ]; then
     root="sudo"
 fi
 echo "deps: installing$missing" >&2
-# Progress goes to stderr: stdout belongs to whoever called this script.
-{
-    $root apt-get -q -o DPkg::Lock::Timeout=300 update
-    # shellcheck disable=SC2086  # a list of packages
-    $root env DEBIAN_FRONTEND=noninteractive apt-get -q -y -o DPkg::Lock::Timeout=300 install --no-install-recommends $missing
-} >&2
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+quietly() { "$@" >"$log" 2>&1 || { cat "$log" >&2; echo "deps: '$*' failed" >&2; exit 1; }; }
+quietly $root apt-get -q -o DPkg::Lock::Timeout=300 update
+# shellcheck disable=SC2086  # a list of packages
+quietly $root env DEBIAN_FRONTEND=noninteractive apt-get -q -y -o DPkg::Lock::Timeout=300 install --no-install-recommends $missing

@@ -45,7 +45,7 @@ sentence=${sentence%.} # $(...) would have taken the last newline away
 [ "$bytes" -gt 1000 ] || { echo "demo: --bytes $bytes is no book" >&2; exit 2; }
 
 say "a text of $bytes bytes, with one sentence hidden in it (--seed $seed)"
-tools/text.sh $((bytes - ${#sentence})) 48000 >"$dir/book" # past the table of contents and of revisions
+tools/text.sh $((bytes - ${#sentence})) 2000000 >"$dir/book" # a dictionary: the Jargon File before it is full of digits
 place=$((0x$(number place) % (bytes - ${#sentence} - 200)))
 place=$((place + $(tail -c "+$((place + 1))" "$dir/book" | { head -n 1; cat >/dev/null; } | wc -c)))
 { head -c "$place" "$dir/book"; printf '%s' "$sentence"; tail -c "+$((place + 1))" "$dir/book"; } >"$dir/text"

@@ -293,7 +293,7 @@ static void layer_gradient(layer_case *c)
 {
     cairn_train_qkv_f64 in = columns(c, c->in);
     size_t q = (size_t)c->shape.heads * c->shape.head_dim, kv = (size_t)c->shape.kv_heads * c->shape.head_dim;
-    cairn_train_attend_backward_f64(c->att, LAYER, c->rows, &in, c->bias, c->up, c->grad, c->grad + q, c->grad + q + kv,
+    cairn_train_attend_backward_f64(c->att, LAYER, c->rows, &in, c->bias, c->up, NULL, 1, c->grad, c->grad + q, c->grad + q + kv,
                                     c->dbias);
 }
 
@@ -383,7 +383,7 @@ static void float_gradients_follow_double_ones(void **state)
     cairn_train_attention_f32 *att;
     cairn_train_qkv_f32 fin = {in, in + q, in + 2 * q, c.ld};
     assert_ok(cairn_train_attention_new_f32(&c.shape, c.rows, &att));
-    cairn_train_attend_backward_f32(att, LAYER, c.rows, &fin, bias, up, grad, grad + q, grad + 2 * q, dbias);
+    cairn_train_attend_backward_f32(att, LAYER, c.rows, &fin, bias, up, NULL, 1, grad, grad + q, grad + 2 * q, dbias);
     expect_below("q, k, v", worst_against(grad, c.grad, c.n_in), 2e-5);
     expect_below("bias", worst_against(dbias, c.dbias, 3), 2e-5);
     cairn_train_attention_free_f32(att);

@@ -88,7 +88,7 @@ static void bench_init(bench *b, const cairn_train_shape *shape, size_t rows, ui
         b->weights[i] = i % 5 == 3 ? 0 : (float)(1 + test_random_below(&r, 3)) / 2; /* 0: the row teaches nothing */
     }
     cairn_train_targets(b->slots, rows, B - 1, b->targets);
-    b->window = (cairn_train_window){b->slots, b->targets, b->weights, rows};
+    b->window = (cairn_train_window){b->slots, b->targets, b->weights, rows, NULL};
     assert_ok(cairn_train_model_new_f64(b->layout, rows + 3, &b->model));
     assert_ok(cairn_train_model_new_f32(b->layout, rows + 3, &b->model_f32));
 }

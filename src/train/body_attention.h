@@ -6,6 +6,13 @@
  * (rows, rows) is kept: the backward pass scores again, one block of queries at a time.
  */
 
+typedef struct TRAIN(memory) { /* a ring of landmark keys, rotated by their offset, for guided rows */
+    size_t room;               /* keys of a layer and KV head; 0 = none */
+    size_t *seen;              /* (layers, kv_heads) how many ever came */
+    real *keys;                /* (layers, kv_heads, room, D) */
+    real *scores;              /* (room) */
+} TRAIN(memory);
+
 struct TRAIN(attention) {
     kernels_of_real kernels;
     size_t rows_max;
@@ -23,6 +30,8 @@ struct TRAIN(attention) {
     real *gates;              /* (B, blocks) */
     real *means;              /* (blocks) */
     real *turned;             /* (D) */
+    TRAIN(memory) memory;
+    real *guided; /* (B, D) gradients of turned queries by remembered keys */
 };
 
 void TRAIN(attention_free)(TRAIN(attention) * att)
@@ -41,6 +50,10 @@ void TRAIN(attention_free)(TRAIN(attention) * att)
     cairn_free(att->gates);
     cairn_free(att->means);
     cairn_free(att->turned);
+    cairn_free(att->guided);
+    cairn_free(att->memory.seen);
+    cairn_free(att->memory.keys);
+    cairn_free(att->memory.scores);
     cairn_free(att);
 }
 
@@ -90,10 +103,11 @@ cairn_status TRAIN(attention_new)(const cairn_attention_shape *shape, size_t row
     att->gates = reals(att->B, blocks);
     att->means = reals(blocks, 1);
     att->turned = reals(att->D, 1);
+    att->guided = reals(att->B, att->D);
     if ((local && att->local_layers == NULL) || att->cos == NULL || att->sin == NULL || att->ends == NULL ||
         att->keys == NULL || att->dkeys == NULL || att->queries == NULL || att->dqueries == NULL ||
         att->scores == NULL || att->dscores == NULL || att->gates == NULL || att->means == NULL ||
-        att->turned == NULL) {
+        att->turned == NULL || att->guided == NULL) {
         TRAIN(attention_free)(att);
         return cairn_fail(CAIRN_NO_MEMORY, "attention of a window of %zu slots", rows);
     }
@@ -224,13 +238,108 @@ static void scores_backward(TRAIN(attention) * att, const query_block *qb, const
     }
 }
 
-void TRAIN(attend_backward)(TRAIN(attention) * att, uint32_t layer, size_t rows, const TRAIN(qkv) * in,
-                            const real *bias, const real *dout, real *dq, real *dk, real *dv, real *dbias)
+/* ---- guidance (train_internal.h) ---- */
+
+cairn_status TRAIN(attention_remember)(TRAIN(attention) * att, uint32_t layers, size_t keys)
+{
+    TRAIN(memory) *m = &att->memory;
+    size_t rings = (size_t)layers * att->kv_heads, all;
+    assert(m->room == 0);
+    if (cairn_mul_size(rings, keys, &all)) m->keys = reals(all, att->D);
+    m->seen = cairn_calloc(rings, sizeof *m->seen);
+    m->scores = reals(keys, 1);
+    if (m->keys == NULL || m->seen == NULL || m->scores == NULL)
+        return cairn_fail(CAIRN_NO_MEMORY, "%zu landmark keys to remember in each layer and head", keys);
+    m->room = keys;
+    return CAIRN_OK;
+}
+
+/* Landmark keys of the window at hand, att->keys. */
+static void remember(TRAIN(attention) * att, size_t ring, size_t rows)
+{
+    TRAIN(memory) *m = &att->memory;
+    const size_t D = att->D;
+    if (m->room == 0) return;
+    for (size_t r = att->B - 1; r < rows; r += att->B)
+        memcpy(m->keys + (ring * m->room + m->seen[ring]++ % m->room) * D, att->keys + r * D, D * sizeof *m->keys);
+}
+
+/* Scores of what is remembered by att->turned; returns the sum of exp(score + bias - lnz), each left in memory.scores.
+ */
+static real score_memory(TRAIN(attention) * att, size_t ring, real bias, real lnz)
+{
+    TRAIN(memory) *m = &att->memory;
+    const size_t D = att->D, n = m->room == 0 ? 0 : m->seen[ring] < m->room ? m->seen[ring] : m->room;
+    for (size_t i = 0; i < n; i++)
+        m->scores[i] = vec_dot(att->kernels, att->turned, m->keys + (ring * m->room + i) * D, D);
+    return n == 0 ? 0 : vec_exp(att->kernels, m->scores, lnz - bias, n);
+}
+
+/* Adds the gradient of weight * -ln(share of the row's blocks) to u, which row_backward left; s, gates, lnz are
+ * row_forward's. What remembered keys say of the query goes to att->guided, row j. With p of the softmax over own
+ * tokens, landmarks and remembered keys, and P the sum over the row's blocks: dL/dz = p, less p / P at those blocks. */
+static double guide_row(TRAIN(attention) * att, const group_row *g, const cairn_train_guided *row, size_t lo,
+                        size_t ring, size_t j, const real *q, real bias, real lnz, real weight, const real *s,
+                        const real *gates, real *u, real *dbias)
+{
+    TRAIN(memory) *m = &att->memory;
+    const size_t D = att->D, n = m->room == 0 ? 0 : m->seen[ring] < m->room ? m->seen[ring] : m->room;
+    rotate(att, att->turned, q, att->A * att->B + j, false, att->scale);
+    const real others = score_memory(att, ring, bias, lnz), total = 1 + others;
+    real share = 0;
+    for (uint32_t i = 0; i < row->n; i++) share += gates[row->blocks[i] - lo];
+    if (!(share > 0)) share = (real)1e-30; /* all of it under the smallest number there is */
+    const real own = weight / total;
+    for (size_t t = g->begin; t < g->end; t++) u[t] += own * s[t];
+    for (size_t b = 0; b < g->blocks; b++) {
+        u[g->ends[b]] += own * gates[b];
+        *dbias += own * gates[b];
+    }
+    for (uint32_t i = 0; i < row->n; i++) {
+        const size_t b = row->blocks[i] - lo;
+        u[g->ends[b]] -= weight * gates[b] / share;
+        *dbias -= weight * gates[b] / share;
+    }
+    real *dq = att->guided + j * D;
+    for (size_t i = 0; i < D; i++) dq[i] = 0;
+    for (size_t i = 0; i < n; i++) {
+        const real *key = m->keys + (ring * m->room + i) * D, p = own * m->scores[i];
+        for (size_t d = 0; d < D; d++) dq[d] += p * key[d];
+    }
+    *dbias += own * others;
+    return -log((double)(share / total));
+}
+
+/* The guided rows of a block: *first moves to the first one at or after its end. */
+static size_t guided_in(const cairn_train_guide *guide, size_t end, size_t first)
+{
+    while (first < guide->n && guide->rows[first].row < end) first++;
+    return first;
+}
+
+static void add_guided(TRAIN(attention) * att, const query_block *qb, const cairn_train_guided *rows, size_t n,
+                       real *dq, size_t ld)
+{
+    const size_t D = att->D;
+    for (size_t i = 0; i < n; i++) {
+        const size_t j = rows[i].row - qb->first;
+        real *to = dq + rows[i].row * ld;
+        rotate(att, att->turned, att->guided + j * D, att->A * att->B + j, true, att->scale);
+        for (size_t d = 0; d < D; d++) to[d] += att->turned[d];
+    }
+}
+
+double TRAIN(attend_backward)(TRAIN(attention) * att, uint32_t layer, size_t rows, const TRAIN(qkv) * in,
+                              const real *bias, const real *dout, const cairn_train_guide *guide, double scale,
+                              real *dq, real *dk, real *dv, real *dbias)
 {
     const size_t D = att->D, B = att->B, group = att->heads / att->kv_heads, ld = in->ld, ld_out = att->heads * D;
+    const bool local = att->local_layers != NULL && att->local_layers[layer] != 0;
+    const bool guides = guide != NULL && !local && layer >= guide->from_layer && rows > att->A * B;
+    double guided = 0;
     assert(rows <= att->rows_max);
     for (size_t h = 0; h < att->heads; h++) {
-        const size_t kv = h / group * D;
+        const size_t kv = h / group * D, ring = layer * att->kv_heads + h / group;
         if (h % group == 0) {
             for (size_t r = 0; r < rows; r++) {
                 rotate(att, att->keys + r * D, in->k + r * ld + kv, r % B, false, 1);
@@ -238,25 +347,36 @@ void TRAIN(attend_backward)(TRAIN(attention) * att, uint32_t layer, size_t rows,
             }
             memset(att->dkeys, 0, rows * D * sizeof *att->dkeys);
         }
-        for (size_t I = 0; I * B < rows; I++) {
+        for (size_t I = 0, next = 0; I * B < rows; I++) {
             query_block qb = query_block_of(att, layer, rows, I);
             const size_t seen = qb.lo * B * ld + kv; /* the oldest visible row of k and v */
+            const size_t from = next;
             const real *dout_block = dout + qb.first * ld_out + h * D;
+            if (guides && h < guide->heads) next = guided_in(guide, qb.first + qb.n, next);
             score_block(att, &qb, in->q + h * D, ld);
             gemm_nt(qb.n, qb.columns, D, dout_block, ld_out, in->v + seen, ld, att->dscores, att->rows_max);
-            for (size_t j = 0; j < qb.n; j++) {
+            for (size_t j = 0, at = from; j < qb.n; j++) {
                 group_row g = row_of_block(att, &qb, j);
                 real *s = att->scores + j * att->rows_max, *u = att->dscores + j * att->rows_max;
-                row_forward(att->kernels, &g, bias[h], s, att->gates);
+                real lnz = row_forward(att->kernels, &g, bias[h], s, att->gates);
                 dbias[h] += row_backward(att->kernels, &g, s, att->gates, u, att->means);
+                if (at < next && guide->rows[at].row == qb.first + j)
+                    guided += (double)guide->weight * guide_row(att, &g, &guide->rows[at++], qb.lo, ring, j,
+                                                                in->q + (qb.first + j) * ld + h * D, bias[h], lnz,
+                                                                (real)(scale * (double)guide->weight), s, att->gates, u,
+                                                                &dbias[h]);
                 row_weights(att->kernels, &g, s, att->gates);
                 memset(s + g.end, 0, (qb.columns - g.end) * sizeof *s);
                 memset(u + g.end, 0, (qb.columns - g.end) * sizeof *u);
             }
             gemm_tn(qb.columns, D, qb.n, att->scores, att->rows_max, dout_block, ld_out, dv + seen, ld, true);
             scores_backward(att, &qb, in->q + h * D, dq + h * D, ld);
+            add_guided(att, &qb, guides ? guide->rows + from : NULL, next - from, dq + h * D, ld);
         }
+        if (guides && guide->remember && (h + 1) % group == 0 && h / group * group < guide->heads)
+            remember(att, ring, rows);
         if ((h + 1) % group == 0)
             for (size_t r = 0; r < rows; r++) rotate(att, dk + r * ld + kv, att->dkeys + r * D, r % B, true, 1);
     }
+    return guided;
 }

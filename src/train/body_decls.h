@@ -30,9 +30,14 @@ void TRAIN(attention_free)(TRAIN(attention) * att);
  * visible, in a local layer the newest local_window_blocks. bias (heads), added to landmark scores. */
 void TRAIN(attend)(TRAIN(attention) * att, uint32_t layer, size_t rows, const TRAIN(qkv) * in, const real *bias,
                    real *out);
-/* dq, dk, dv (as in `in`, with its ld) are written, dbias (heads) is added to. */
-void TRAIN(attend_backward)(TRAIN(attention) * att, uint32_t layer, size_t rows, const TRAIN(qkv) * in,
-                            const real *bias, const real *dout, real *dq, real *dk, real *dv, real *dbias);
+/* dq, dk, dv (as in `in`, with its ld) are written, dbias (heads) is added to. guide may be NULL; `scale` is that of
+ * its terms' gradient. Returns the sum of its terms. */
+double TRAIN(attend_backward)(TRAIN(attention) * att, uint32_t layer, size_t rows, const TRAIN(qkv) * in,
+                              const real *bias, const real *dout, const cairn_train_guide *guide, double scale,
+                              real *dq, real *dk, real *dv, real *dbias);
+/* Landmark keys of earlier windows for guided rows to tell apart from theirs: room for `keys` in every layer and KV
+ * head, none to begin with. */
+cairn_status TRAIN(attention_remember)(TRAIN(attention) * att, uint32_t layers, size_t keys);
 
 /* ---- the model ---- */
 
@@ -41,6 +46,8 @@ typedef struct TRAIN(model) TRAIN(model); /* the activations of one window */
 /* For windows of up to `rows` slots. The layout is borrowed. */
 cairn_status TRAIN(model_new)(const cairn_train_layout *layout, size_t rows, TRAIN(model) * *out);
 void TRAIN(model_free)(TRAIN(model) * model);
+/* The attention it works with, for what is remembered. */
+TRAIN(attention) * TRAIN(model_attention)(TRAIN(model) * model);
 
 /* Logits (rows, vocab), the model's own until the next call. Slots must be in the vocabulary. */
 const real *TRAIN(forward)(TRAIN(model) * model, const real *params, const cairn_token *slots, size_t rows);
@@ -48,5 +55,5 @@ const real *TRAIN(forward)(TRAIN(model) * model, const real *params, const cairn
  * whether the target has the largest logit (the lowest id among equals); 0 where there is no target. The logits become
  * scale * dL/dlogits: for a mean over several windows, scale is 1 / the sum of all their weights. */
 double TRAIN(loss)(TRAIN(model) * model, const cairn_train_window *window, double scale, real *nll, uint8_t *right);
-/* After loss of this window: adds to grads (total). */
-void TRAIN(backward)(TRAIN(model) * model, const real *params, const cairn_train_window *window, real *grads);
+/* After loss of this window: adds to grads (total). Returns the sum of the window's guidance, 0 without. */
+double TRAIN(backward)(TRAIN(model) * model, const real *params, const cairn_train_window *window, real *grads);

@@ -35,6 +35,7 @@ struct TRAIN(model) {
     real *dgate_up; /* (rows, 2 hidden) */
     real *dact;     /* (rows, hidden) */
     real *row;      /* (the widest of all) */
+    double scale;   /* loss's */
 };
 
 void TRAIN(model_free)(TRAIN(model) * m)
@@ -53,6 +54,11 @@ void TRAIN(model_free)(TRAIN(model) * m)
     for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) cairn_free(buffers[i]);
     cairn_free(m->layers);
     cairn_free(m);
+}
+
+TRAIN(attention) * TRAIN(model_attention)(TRAIN(model) * m)
+{
+    return m->attention;
 }
 
 cairn_status TRAIN(model_new)(const cairn_train_layout *layout, size_t rows, TRAIN(model) * *out)
@@ -260,6 +266,7 @@ double TRAIN(loss)(TRAIN(model) * m, const cairn_train_window *window, double sc
 {
     const size_t V = m->vocab;
     double total = 0;
+    m->scale = scale;
     for (size_t r = 0; r < window->rows; r++) {
         real *logits = m->logits + r * V;
         cairn_token target = window->targets[r];
@@ -290,8 +297,10 @@ double TRAIN(loss)(TRAIN(model) * m, const cairn_train_window *window, double sc
 /* ---- backward ---- */
 
 /* m->dx: dL/d what goes out of the layer, in; dL/d what came in, out */
-static void layer_backward(TRAIN(model) * m, const real *params, uint32_t l, size_t rows, real *grads)
+static double layer_backward(TRAIN(model) * m, const real *params, uint32_t l, const cairn_train_window *window,
+                             real *grads)
 {
+    const size_t rows = window->rows;
     const cairn_train_layer *at = &m->layout->layers[l];
     const layer_kept *kept = &m->layers[l];
     const size_t W = m->width, H = m->hidden, Q = m->Q, F = m->F;
@@ -310,9 +319,9 @@ static void layer_backward(TRAIN(model) * m, const real *params, uint32_t l, siz
     gemm_tn(W, Q, rows, m->dx, W, kept->attended, Q, grads + at->o, Q, true);
     norm_heads(m, params, at, kept, rows);
     TRAIN(qkv) in = attention_input(m);
-    TRAIN(attend_backward)
-    (m->attention, l, rows, &in, params + at->landmark_bias, m->dattended, m->dqkv, m->dqkv + Q, m->dqkv + Q + m->KV,
-     grads + at->landmark_bias);
+    double guided =
+        TRAIN(attend_backward)(m->attention, l, rows, &in, params + at->landmark_bias, m->dattended, window->guide,
+                               m->scale, m->dqkv, m->dqkv + Q, m->dqkv + Q + m->KV, grads + at->landmark_bias);
     norm_heads_backward(m, params, at, kept, rows, grads);
     norm_rows(m, m->h, kept->x, params + at->attn_norm, rows);
     gemm_tn(F, W, rows, m->dqkv, F, m->h, W, grads + at->qkv, W, true);
@@ -320,9 +329,10 @@ static void layer_backward(TRAIN(model) * m, const real *params, uint32_t l, siz
     for (size_t r = 0; r < rows; r++)
         norm_backward(m, kept->x + r * W, params + at->attn_norm, m->dh + r * W, W, m->dx + r * W, true,
                       grads + at->attn_norm);
+    return guided;
 }
 
-void TRAIN(backward)(TRAIN(model) * m, const real *params, const cairn_train_window *window, real *grads)
+double TRAIN(backward)(TRAIN(model) * m, const real *params, const cairn_train_window *window, real *grads)
 {
     const cairn_train_layout *t = m->layout;
     const size_t rows = window->rows, W = m->width;
@@ -332,6 +342,8 @@ void TRAIN(backward)(TRAIN(model) * m, const real *params, const cairn_train_win
     for (size_t r = 0; r < rows; r++)
         norm_backward(m, m->x + r * W, params + t->output_norm, m->dh + r * W, W, m->dx + r * W, false,
                       grads + t->output_norm);
-    for (uint32_t l = t->shape.attention.layers; l-- > 0;) layer_backward(m, params, l, rows, grads);
+    double guided = 0;
+    for (uint32_t l = t->shape.attention.layers; l-- > 0;) guided += layer_backward(m, params, l, window, grads);
     for (size_t r = 0; r < rows; r++) add_rows(grads + t->embedding + (size_t)window->slots[r] * W, m->dx + r * W, W);
+    return guided;
 }

@@ -20,8 +20,8 @@ static size_t block_begin(const group_row *g, size_t b)
 }
 
 /* s: scores in; out S_j of own tokens, r_b,j of the others. gates (blocks): S_b. Landmark slots become 0. Each softmax
- * is taken relative to its own maximum, which cancels. */
-static void row_forward(kernels_of_real kn, const group_row *g, real bias, real *s, real *gates)
+ * is taken relative to its own maximum, which cancels. Returns ln Z of the group of own tokens and z_b. */
+static real row_forward(kernels_of_real kn, const group_row *g, real bias, real *s, real *gates)
 {
     for (size_t b = 0; b < g->blocks; b++) {
         size_t begin = block_begin(g, b), n = g->ends[b] - begin;
@@ -32,12 +32,13 @@ static void row_forward(kernels_of_real kn, const group_row *g, real bias, real 
         vec_scale(kn, s + begin, 1 / sum, n);
     }
     size_t own = g->end - g->begin;
-    if (own + g->blocks == 0) return;
+    if (own + g->blocks == 0) return -INFINITY;
     real max_own = vec_max(kn, s + g->begin, own), max_gate = vec_max(kn, gates, g->blocks);
     real max = max_own > max_gate ? max_own : max_gate;
     real sum = vec_exp(kn, s + g->begin, max, own) + vec_exp(kn, gates, max, g->blocks);
     vec_scale(kn, s + g->begin, 1 / sum, own);
     vec_scale(kn, gates, 1 / sum, g->blocks);
+    return max + (real)log((double)sum);
 }
 
 /* s, gates as row_forward left them; u: dL/dweight in, dL/dscore out, at landmark slots dL/dz_b. `means` (blocks) is

@@ -80,12 +80,33 @@ cairn_status cairn_train_export(const cairn_train_layout *layout, const float *p
 
 /* ---- windows ---- */
 
+/* Guidance: rows that are known to need one of a few blocks are told so. In the first `heads` heads of the layers from
+ * `from_layer` on, such a row adds weight * -ln(sum of its blocks' gates) to the loss: the InfoNCE of van den Oord et
+ * al. 2018, over the landmarks the row sees. A window holds few blocks where a context holds thousands, so landmark
+ * keys of earlier windows are remembered and compete in this sum alone (He et al. 2020 call it a queue); they get no
+ * gradient. */
+enum { CAIRN_TRAIN_GUIDED_BLOCKS = 4 };
+typedef struct cairn_train_guided {
+    uint32_t row;
+    uint32_t n;                                 /* 1..CAIRN_TRAIN_GUIDED_BLOCKS */
+    uint32_t blocks[CAIRN_TRAIN_GUIDED_BLOCKS]; /* of the window, all before the row's own */
+} cairn_train_guided;
+typedef struct cairn_train_guide {
+    const cairn_train_guided *rows; /* ascending */
+    size_t n;
+    uint32_t from_layer;
+    uint32_t heads;
+    float weight;
+    bool remember; /* this window's landmark keys join those of earlier ones */
+} cairn_train_guide;
+
 /* One window: it starts at a block, has its landmarks in place and is at most what the model has room for. */
 typedef struct cairn_train_window {
     const cairn_token *slots;   /* (rows) */
     const cairn_token *targets; /* (rows) what the row should predict; -1 = nothing, as after a landmark */
     const float *weights;       /* (rows) of the loss; NULL = 1 */
     size_t rows;
+    const cairn_train_guide *guide; /* NULL = none */
 } cairn_train_window;
 
 /* Targets of a window (paper section 3.1; its code's first convention): a content token predicts the next content

@@ -1,0 +1,174 @@
+/* test_train_guide.c - guidance: rows told which block they need, among the landmarks they see and remembered ones.
+ *
+ * Witness: the definition in plain loops over complex rotations, and central differences of it in double.
+ */
+#include "train_support.h"
+
+#include <train_internal.h>
+
+#include <complex.h>
+
+enum { HEADS = 4, KV = 2, D = 6, C = 3, B = C + 1, A = 2, ROWS = 21, LAYER = 1, F = (HEADS + 2 * KV) * D, KEYS = 5 };
+
+/* One window, what is remembered before it (as unrotated keys), and everything that goes with them. */
+typedef struct bench {
+    double *in;      /* (ROWS, F): q, k, v */
+    double *earlier; /* (ROWS, F): the window whose landmark keys are remembered */
+    double *up;      /* (ROWS, HEADS, D) */
+    double *grad;    /* as in */
+    double bias[HEADS], dbias[HEADS];
+    size_t remembered; /* landmark keys of `earlier`, the newest KEYS of them */
+    cairn_train_guide guide;
+    cairn_train_attention_f64 *att;
+} bench;
+
+static const cairn_train_guided guided_rows[] = {
+    {9, 1, {1}}, {10, 2, {0, 1}}, {16, 1, {3}}, {19, 1, {0}}, {20, 2, {4, 2}}};
+
+static double complex turned(const double *x, size_t i, double p) /* pair i of a row, rotated by position p */
+{
+    return (x[i] + x[i + D / 2] * I) * cexp(I * p * pow(10000, -2.0 * (double)i / D));
+}
+
+/* Score of a query by a key that is `distance` slots before it. */
+static double score(const double *q, const double *k, double distance)
+{
+    double sum = 0;
+    for (size_t i = 0; i < D / 2; i++) sum += creal(turned(q, i, distance) * conj(turned(k, i, 0)));
+    return sum / sqrt(D);
+}
+
+static double term(const bench *b, size_t h, const cairn_train_guided *row)
+{
+    const size_t block = row->row / B, j = row->row % B, kv = h / (HEADS / KV);
+    const double *q = b->in + row->row * F + h * D;
+    double all = 0, target = 0;
+    for (size_t t = block * B; t <= row->row && t % B != C; t++)
+        all += exp(score(q, b->in + t * F + (HEADS + kv) * D, (double)(row->row - t)));
+    for (size_t p = 0; p < block; p++) {
+        double age = (double)(block - p < A ? block - p : A);
+        double z = exp(b->bias[h] + score(q, b->in + (p * B + C) * F + (HEADS + kv) * D, age * B + (double)j - C));
+        all += z;
+        for (uint32_t i = 0; i < row->n; i++) target += row->blocks[i] == p ? z : 0;
+    }
+    const size_t blocks = ROWS / B;
+    for (size_t i = 0; i < b->remembered; i++) {
+        const double *k = b->earlier + ((blocks - 1 - i) * B + C) * F + (HEADS + kv) * D;
+        all += exp(b->bias[h] + score(q, k, A * B + (double)j - C));
+    }
+    return -log(target / all);
+}
+
+static cairn_train_qkv_f64 qkv_of(const double *in)
+{
+    return (cairn_train_qkv_f64){in, in + (size_t)HEADS * D, in + (size_t)(HEADS + KV) * D, F};
+}
+
+static double guided_loss(const bench *b)
+{
+    double sum = 0;
+    for (size_t h = 0; h < b->guide.heads; h++)
+        for (size_t i = 0; i < b->guide.n; i++) sum += (double)b->guide.weight * term(b, h, &b->guide.rows[i]);
+    return sum;
+}
+
+/* What attention alone gives, and the terms. */
+static double loss(void *arg)
+{
+    bench *b = arg;
+    cairn_train_qkv_f64 in = qkv_of(b->in);
+    double out[ROWS * HEADS * D], sum = 0;
+    cairn_train_attend_f64(b->att, LAYER, ROWS, &in, b->bias, out);
+    for (size_t i = 0; i < sizeof out / sizeof *out; i++) sum += b->up[i] * out[i];
+    return sum + guided_loss(b);
+}
+
+static double backward(bench *b, const double *in, const cairn_train_guide *guide)
+{
+    cairn_train_qkv_f64 qkv = qkv_of(in);
+    double *g = b->grad;
+    memset(b->dbias, 0, sizeof b->dbias);
+    return cairn_train_attend_backward_f64(b->att, LAYER, ROWS, &qkv, b->bias, b->up, guide, 1, g,
+                                           g + (size_t)HEADS * D, g + (size_t)(HEADS + KV) * D, b->dbias);
+}
+
+static void bench_init(bench *b, size_t remember)
+{
+    static const uint8_t local[LAYER + 1] = {1, 0};
+    test_random r = {42};
+    cairn_attention_shape shape;
+    cairn_attention_shape_init(&shape, sizeof shape);
+    shape.layers = LAYER + 1;
+    shape.heads = HEADS;
+    shape.kv_heads = KV;
+    shape.head_dim = D;
+    shape.block_tokens = C;
+    shape.clamp_blocks = A;
+    shape.local_layers = local;
+    *b = (bench){.in = random_doubles(&r, (size_t)ROWS * F, 1),
+                 .earlier = random_doubles(&r, (size_t)ROWS * F, 1),
+                 .up = random_doubles(&r, (size_t)ROWS * HEADS * D, 1),
+                 .grad = random_doubles(&r, (size_t)ROWS * F, 1),
+                 .guide = {guided_rows, sizeof guided_rows / sizeof *guided_rows, 1, 3, 0.7F, false}};
+    for (size_t h = 0; h < HEADS; h++) b->bias[h] = 0.3 * (double)h;
+    assert_ok(cairn_train_attention_new_f64(&shape, ROWS, &b->att));
+    if (remember == 0) return;
+    assert_ok(cairn_train_attention_remember_f64(b->att, LAYER + 1, remember));
+    cairn_train_guide keep = b->guide;
+    keep.remember = true;
+    backward(b, b->earlier, &keep);
+    b->remembered = ROWS / B < remember ? ROWS / B : remember;
+}
+static void bench_wipe(bench *b)
+{
+    cairn_train_attention_free_f64(b->att);
+    free(b->in), free(b->earlier), free(b->up), free(b->grad);
+}
+
+static void guidance_and_its_gradient_equal_the_definition(void **state)
+{
+    (void)state;
+    const size_t remembered[] = {0, KEYS, 3}; /* none; all five of the earlier window; the newest three */
+    for (size_t c = 0; c < sizeof remembered / sizeof *remembered; c++) {
+        bench b;
+        bench_init(&b, remembered[c]);
+        assert_int_equal(b.remembered, remembered[c]);
+        double terms = backward(&b, b.in, &b.guide), want = guided_loss(&b);
+        expect_below("sum of the terms", fabs(terms - want) / want, 1e-12);
+        expect_below("gradient", worst_against_differences(b.grad, b.in, (size_t)ROWS * F, loss, &b), 1e-5);
+        expect_below("gradient of the biases", worst_against_differences(b.dbias, b.bias, HEADS, loss, &b), 1e-5);
+        bench_wipe(&b);
+    }
+}
+
+static void heads_and_layers_outside_are_left_alone(void **state)
+{
+    (void)state;
+    bench b;
+    bench_init(&b, 0);
+    double *without = malloc((size_t)ROWS * F * sizeof *without);
+    assert_non_null(without);
+    assert_true(backward(&b, b.in, NULL) == 0);
+    memcpy(without, b.grad, (size_t)ROWS * F * sizeof *without);
+    b.guide.from_layer = LAYER + 1;
+    assert_true(backward(&b, b.in, &b.guide) == 0);
+    assert_memory_equal(without, b.grad, (size_t)ROWS * F * sizeof *without);
+    b.guide.from_layer = LAYER;
+    b.guide.heads = 1;
+    assert_true(backward(&b, b.in, &b.guide) > 0);
+    for (size_t r = 0; r < ROWS; r++) /* queries of the other heads, keys of the other KV head */
+        for (size_t i = D; i < F; i++)
+            if (i < (size_t)HEADS * D || i >= (size_t)(HEADS + 1) * D)
+                assert_true(without[r * F + i] == b.grad[r * F + i]);
+    free(without);
+    bench_wipe(&b);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(guidance_and_its_gradient_equal_the_definition),
+        cmocka_unit_test(heads_and_layers_outside_are_left_alone),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -8,5 +8,6 @@
 #include <cairn/index.h>
 #include <cairn/model.h>
 #include <cairn/store.h>
+#include <cairn/train.h>
 
 #endif

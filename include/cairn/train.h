@@ -25,12 +25,13 @@ typedef enum cairn_split { CAIRN_SPLIT_TRAIN, CAIRN_SPLIT_HELD_OUT } cairn_split
 
 /* Files and directories (all regular files below, in the order of their paths). Every 64 KiB of the stream they make
  * belongs to one split, by a hash of its position: about `held_out` of them (0..1) are held out. INVALID if there is no
- * byte in a split that should have some; NOT_FOUND / IO names the path. */
+ * byte in a split that should have some; NOT_FOUND / IO names the path. Files must not be cut short while it is open.
+ */
 CAIRN_API cairn_status cairn_corpus_open(const char *const *paths, size_t n, double held_out, cairn_corpus **out);
 CAIRN_API void cairn_corpus_close(cairn_corpus *corpus);
 CAIRN_API uint64_t cairn_corpus_bytes(const cairn_corpus *corpus, cairn_split split);
 CAIRN_API size_t cairn_corpus_files(const cairn_corpus *corpus);
-/* Bytes [at, at + bytes) of a split, whose end is followed by its begin. IO if a file was cut short meanwhile. */
+/* Bytes [at, at + bytes) of a split, whose end is followed by its begin. INVALID if it is empty. */
 CAIRN_API cairn_status cairn_corpus_read(const cairn_corpus *corpus, cairn_split split, uint64_t at, size_t bytes,
                                          void *out);
 
@@ -49,10 +50,10 @@ typedef struct cairn_recall_options {
 CAIRN_API void cairn_recall_options_init(cairn_recall_options *opt, size_t struct_size);
 
 typedef struct cairn_recall_question {
-    char text[80];                         /* ends where the digits begin */
-    char answer[CAIRN_RECALL_DIGITS + 1];  /* 0-terminated */
-    char name[CAIRN_RECALL_NAME + 1];      /* "" for the plain key */
-    uint64_t at;                           /* where its sentence begins in the text */
+    char text[80];                        /* ends where the digits begin */
+    char answer[CAIRN_RECALL_DIGITS + 1]; /* 0-terminated */
+    char name[CAIRN_RECALL_NAME + 1];     /* "" for the plain key */
+    uint64_t at;                          /* where its sentence begins in the text */
 } cairn_recall_question;
 
 typedef struct cairn_recall_text cairn_recall_text; /* new / free */

@@ -66,6 +66,89 @@ CAIRN_API const char *cairn_recall_text_bytes(const cairn_recall_text *text, siz
 CAIRN_API size_t cairn_recall_text_questions(const cairn_recall_text *text);
 CAIRN_API const cairn_recall_question *cairn_recall_text_question(const cairn_recall_text *text, size_t i);
 
+/* ---- stages: what is learnt, in which steps ---- */
+
+/* One update is made of `windows` windows of `window` slots. Shares are of windows, 0..1. A window is one of: facts and
+ * the same facts again, with little in between (`dense`); nothing but the corpus (`text`); else facts and questions
+ * hidden in text. Learning rates rise over `warmup` updates, then follow half a cosine down to `floor` times theirs. */
+typedef struct cairn_train_stage {
+    char name[32];
+    uint64_t steps;
+    uint32_t window;
+    uint32_t windows;
+    uint32_t warmup;
+    float adam, muon; /* learning rates; muon 0: AdamW for the matrices too */
+    float floor;
+    float dense, text;
+    uint32_t facts, questions; /* of a window, at most */
+    float plain;               /* share of windows with a plain key; a third of their questions ask for it */
+    float said;                /* share of questions by name that are the fact said again, not asked */
+    float interleaved;         /* share with questions anywhere after their facts, not all at the end */
+    float short_form;          /* of dense windows: "ABCD is 12345." */
+    float grass, numbers;      /* shares of fillings that are the paper's sentences about grass, or rows of numbers */
+    float text_weight;         /* of filling in the loss; a digit of an answer weighs answer_weight, the first thrice */
+    float answer_weight;
+    float guide; /* weight of guidance (docs/training.md) beside those, 0 = none */
+} cairn_train_stage;
+CAIRN_API void cairn_train_stage_init(cairn_train_stage *stage); /* text alone, at rates known to train */
+
+/* ---- the trainer ---- */
+
+typedef struct cairn_trainer cairn_trainer; /* new / free: parameters, moments, workers */
+
+typedef struct cairn_trainer_options {
+    size_t struct_size;
+    uint64_t seed;
+    uint32_t threads; /* workers; 0 = one per core. Part of what makes a run the same again */
+    /* the model: bytes in, RMSNorm, QK-norm, RoPE, SwiGLU, landmarks at clamped positions (architecture "qwen3") */
+    uint32_t width, layers, heads, kv_heads, head_dim, hidden;
+    uint32_t block_tokens, clamp_blocks, window_blocks, top_k;
+    uint32_t local_layers, local_window_blocks; /* the first layers never retrieve: their landmark keys are all alike */
+    /* guidance, where a stage has a weight for it */
+    uint32_t guided_layer, guided_heads; /* the first heads of layers from this one on */
+    uint32_t remembered;                 /* landmark keys of earlier windows that compete */
+} cairn_trainer_options;
+CAIRN_API void cairn_trainer_options_init(cairn_trainer_options *opt, size_t struct_size);
+
+/* Corpus and stages (copied) as long as the trainer needs them: the corpus is borrowed. INVALID names what cannot be:
+ * a window that is no whole number of blocks or longer than the training text, a share outside 0..1, ... */
+CAIRN_API cairn_status cairn_trainer_new(const cairn_trainer_options *opt, const cairn_corpus *corpus,
+                                         const cairn_train_stage *stages, size_t n, cairn_trainer **out);
+CAIRN_API void cairn_trainer_free(cairn_trainer *trainer);
+
+typedef struct cairn_train_report { /* of one update, or of several added up */
+    uint64_t step;                  /* updates done so far, of `steps` */
+    uint64_t steps;
+    size_t stage;
+    uint64_t tokens;   /* content tokens of the windows */
+    double norm;       /* of the gradient, before it was clipped: the largest */
+    double pace;       /* of the learning rates, 0..1: the last */
+    double text_nats;  /* -ln p summed over filling, `text_tokens` of it */
+    double digit_nats; /* the same over digits of answers */
+    double guide_nats; /* -ln of the gates' share, over guided rows and heads */
+    uint64_t text_tokens, digits, guided;
+    uint64_t plain, plain_right, named, named_right; /* answers, and those with every digit the likeliest */
+} cairn_train_report;
+
+/* One update. NOT_FOUND: all stages are done. INVALID: the loss is not finite; it names the step, and the parameters
+ * are those before it. *report is written. */
+CAIRN_API cairn_status cairn_trainer_step(cairn_trainer *trainer, cairn_train_report *report);
+/* Adds `one` to `sum`. */
+CAIRN_API void cairn_train_report_add(cairn_train_report *sum, const cairn_train_report *one);
+
+/* All that is needed to go on bit for bit; the file appears whole or not at all, and the old one stays until then. */
+CAIRN_API cairn_status cairn_trainer_save(const cairn_trainer *trainer, const char *path);
+/* Into a trainer of the same options and stages. MISMATCH names what differs (`other_stages`: not the stages), CORRUPT
+ * a damaged file. */
+CAIRN_API cairn_status cairn_trainer_load(cairn_trainer *trainer, const char *path, bool other_stages);
+/* Parameters of a model of the same shape instead of random ones; before the first step. */
+CAIRN_API cairn_status cairn_trainer_start_from(cairn_trainer *trainer, const cairn_model *model);
+/* Writes the model as it is now. */
+CAIRN_API cairn_status cairn_trainer_export(const cairn_trainer *trainer, const char *name, cairn_gguf_type type,
+                                            const char *path);
+CAIRN_API uint64_t cairn_trainer_parameters(const cairn_trainer *trainer);
+CAIRN_API uint32_t cairn_trainer_threads(const cairn_trainer *trainer);
+
 #ifdef __cplusplus
 }
 #endif

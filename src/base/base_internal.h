@@ -4,6 +4,7 @@
 
 #include <cairn/base.h>
 
+#include <stdio.h>
 #include <string.h>
 
 /* ---- errors ---- */
@@ -114,6 +115,12 @@ uint64_t cairn_hasher_value(const cairn_hasher *h); /* of all bytes so far; more
 void cairn_hasher_free(cairn_hasher *h);
 /* Two pieces without allocation: XXH3-64 of a followed by b. */
 uint64_t cairn_hash64_two(const void *a, size_t a_bytes, const void *b, size_t b_bytes);
+
+/* ---- files ---- */
+
+/* `write` fills a file beside `path` (0600), which then takes its place: readers see the old one or all of the new one,
+ * and after a crash too. On failure (write returned false, with errno) the old one is as it was. */
+cairn_status cairn_replace_file(const char *path, bool (*write)(FILE *file, const void *arg), const void *arg);
 
 /* ---- clock ---- */
 

@@ -325,8 +325,9 @@ static bool put_bytes(FILE *f, const void *data, size_t n)
     return n == 0 || fwrite(data, 1, n, f) == n; /* an empty part has no address */
 }
 
-static bool write_all(const cairn_gguf_writer *w, FILE *f)
+static bool write_all(FILE *f, const void *writer)
 {
+    const cairn_gguf_writer *w = writer;
     static const uint8_t zeros[ALIGNMENT];
     uint8_t header[24] = "GGUF";
     cairn_put_le32(header + 4, 3);
@@ -344,58 +345,7 @@ static bool write_all(const cairn_gguf_writer *w, FILE *f)
     return true;
 }
 
-/* A new name in a directory is safe on disk only when the directory is. */
-static cairn_status sync_directory(const char *path)
-{
-    const char *slash = strrchr(path, '/');
-    char *dir = slash == NULL ? cairn_strdup(".") : slash == path ? cairn_strdup("/") : cairn_strdup(path);
-    if (dir == NULL) return cairn_fail(CAIRN_NO_MEMORY, "name of the directory of %s", path);
-    if (slash != NULL && slash != path) dir[slash - path] = 0;
-    cairn_status st = CAIRN_OK;
-    int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd < 0 || fsync(fd) != 0) st = cairn_fail_errno(errno, "syncing directory %s", dir);
-    if (fd >= 0) close(fd);
-    cairn_free(dir);
-    return st;
-}
-
 cairn_status cairn_gguf_writer_save(cairn_gguf_writer *w, const char *path)
 {
-    static const char suffix[] = ".new-XXXXXX";
-    size_t n = strlen(path);
-    cairn_status st = CAIRN_OK;
-    FILE *f = NULL;
-    int fd = -1;
-    char *beside = cairn_alloc(n + sizeof suffix);
-    if (beside == NULL) return cairn_fail(CAIRN_NO_MEMORY, "name of a file beside %s", path);
-    memcpy(beside, path, n);
-    memcpy(beside + n, suffix, sizeof suffix);
-    fd = mkostemp(beside, O_CLOEXEC); /* 0600 */
-    if (fd < 0) {
-        st = cairn_fail_errno(errno, "creating %s", beside);
-        goto out;
-    }
-    f = fdopen(fd, "wb");
-    if (f == NULL) {
-        st = cairn_fail_errno(errno, "writing %s", beside);
-        close(fd);
-        goto out;
-    }
-    if (!write_all(w, f) || fflush(f) != 0 || fsync(fd) != 0) {
-        st = cairn_fail_errno(errno, "writing %s", beside);
-        goto out;
-    }
-    int closed = fclose(f);
-    f = NULL;
-    if (closed != 0 || rename(beside, path) != 0) {
-        st = cairn_fail_errno(errno, "putting %s in place", path);
-        goto out;
-    }
-    fd = -1;
-    st = sync_directory(path);
-out:
-    if (f != NULL) fclose(f);
-    if (fd >= 0) unlink(beside);
-    cairn_free(beside);
-    return st;
+    return cairn_replace_file(path, write_all, w);
 }

@@ -11,6 +11,7 @@ typedef struct TRAIN(memory) { /* a ring of landmark keys, rotated by their offs
     size_t *seen;              /* (layers, kv_heads) how many ever came */
     real *keys;                /* (layers, kv_heads, room, D) */
     real *scores;              /* (room) */
+    size_t rings;              /* layers * kv_heads */
 } TRAIN(memory);
 
 struct TRAIN(attention) {
@@ -243,15 +244,25 @@ static void scores_backward(TRAIN(attention) * att, const query_block *qb, const
 cairn_status TRAIN(attention_remember)(TRAIN(attention) * att, uint32_t layers, size_t keys)
 {
     TRAIN(memory) *m = &att->memory;
-    size_t rings = (size_t)layers * att->kv_heads, all;
+    size_t rings = (size_t)layers * att->kv_heads, all = 0;
     assert(m->room == 0);
     if (cairn_mul_size(rings, keys, &all)) m->keys = reals(all, att->D);
     m->seen = cairn_calloc(rings, sizeof *m->seen);
     m->scores = reals(keys, 1);
     if (m->keys == NULL || m->seen == NULL || m->scores == NULL)
         return cairn_fail(CAIRN_NO_MEMORY, "%zu landmark keys to remember in each layer and head", keys);
+    memset(m->keys, 0, all * att->D * sizeof *m->keys);
     m->room = keys;
+    m->rings = rings;
     return CAIRN_OK;
+}
+
+void TRAIN(attention_memory)(TRAIN(attention) * att, size_t **counters, size_t *n_counters, real **keys, size_t *n_keys)
+{
+    *counters = att->memory.seen;
+    *n_counters = att->memory.rings;
+    *keys = att->memory.keys;
+    *n_keys = att->memory.rings * att->memory.room * att->D;
 }
 
 /* Landmark keys of the window at hand, att->keys. */

@@ -26,6 +26,9 @@ typedef struct TRAIN(attention) TRAIN(attention); /* tables and scratch for wind
 /* Clamped positions alone: UNSUPPORTED for another scheme. */
 cairn_status TRAIN(attention_new)(const cairn_attention_shape *shape, size_t rows, TRAIN(attention) * *out);
 void TRAIN(attention_free)(TRAIN(attention) * att);
+/* What is remembered, for a checkpoint: counters and keys, as arrays that may be written to; empty without. */
+void TRAIN(attention_memory)(TRAIN(attention) * att, size_t **counters, size_t *n_counters, real **keys,
+                             size_t *n_keys);
 /* out (rows, heads, D). Row r is a landmark iff r % (C+1) == C; the last block may be open. All past blocks are
  * visible, in a local layer the newest local_window_blocks. bias (heads), added to landmark scores. */
 void TRAIN(attend)(TRAIN(attention) * att, uint32_t layer, size_t rows, const TRAIN(qkv) * in, const real *bias,

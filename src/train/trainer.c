@@ -1,0 +1,390 @@
+/* trainer.c - updates, one after the other: lessons made, windows run by lanes, gradients summed, parameters moved.
+ *
+ * Every window's lesson follows from (seed, step, number in the step) alone; a lane runs windows i, i + lanes, ... and
+ * lanes are summed in order. So a run depends on the seed and the number of lanes, never on timing, and its state
+ * between two updates is the parameters, the moments and the lanes' remembered keys. */
+#include "trainer_internal.h"
+
+#include <math.h>
+#include <stdio.h>
+
+enum { WINDOW_MAX = 1 << 20, WINDOWS_MAX = 1 << 16, CHUNK = 1 << 14 };
+
+void cairn_trainer_options_init(cairn_trainer_options *opt, size_t struct_size)
+{
+    const cairn_trainer_options all = {.struct_size = struct_size,
+                                       .seed = 1,
+                                       .width = 192,
+                                       .layers = 4,
+                                       .heads = 6,
+                                       .kv_heads = 6,
+                                       .head_dim = 32,
+                                       .hidden = 512,
+                                       .block_tokens = 63,
+                                       .clamp_blocks = 3,
+                                       .window_blocks = 1,
+                                       .top_k = 4,
+                                       .local_layers = 1,
+                                       .local_window_blocks = 1,
+                                       .guided_layer = 2,
+                                       .guided_heads = 3,
+                                       .remembered = 512};
+    memcpy(opt, &all, struct_size < sizeof all ? struct_size : sizeof all);
+}
+
+/* ---- what can be trained ---- */
+
+static cairn_status check_share(const cairn_train_stage *s, const char *what, float value)
+{
+    if (value >= 0 && value <= 1) return CAIRN_OK;
+    return cairn_fail(CAIRN_INVALID, "stage '%s': %s is %g, must be 0..1", s->name, what, (double)value);
+}
+
+static cairn_status check_count(const cairn_train_stage *s, const char *what, uint64_t value, uint64_t least,
+                                uint64_t most)
+{
+    if (value >= least && value <= most) return CAIRN_OK;
+    return cairn_fail(CAIRN_INVALID, "stage '%s': %s is %llu, must be %llu..%llu", s->name, what,
+                      (unsigned long long)value, (unsigned long long)least, (unsigned long long)most);
+}
+
+static cairn_status check_rate(const cairn_train_stage *s, const char *what, float value, float most)
+{
+    if (value >= 0 && value <= most) return CAIRN_OK;
+    return cairn_fail(CAIRN_INVALID, "stage '%s': %s is %g, must be 0..%g", s->name, what, (double)value, (double)most);
+}
+
+static cairn_status check_stage(const cairn_train_stage *s, uint32_t block_slots, const cairn_corpus *corpus)
+{
+    const struct {
+        const char *what;
+        float value;
+    } shares[] = {{"dense", s->dense},
+                  {"text", s->text},
+                  {"dense and text together", s->dense + s->text},
+                  {"plain", s->plain},
+                  {"said", s->said},
+                  {"interleaved", s->interleaved},
+                  {"short_form", s->short_form},
+                  {"grass", s->grass},
+                  {"numbers", s->numbers},
+                  {"floor", s->floor}};
+    cairn_status st = check_count(s, "steps", s->steps, 1, UINT32_MAX);
+    if (st == CAIRN_OK) st = check_count(s, "window", s->window, 2 * block_slots, WINDOW_MAX);
+    if (st == CAIRN_OK) st = check_count(s, "windows", s->windows, 1, WINDOWS_MAX);
+    if (st == CAIRN_OK) st = check_count(s, "facts", s->facts, 1, 1000);
+    if (st == CAIRN_OK) st = check_count(s, "questions", s->questions, 1, 1000);
+    if (st == CAIRN_OK) st = check_rate(s, "adam", s->adam, 10);
+    if (st == CAIRN_OK) st = check_rate(s, "muon", s->muon, 10);
+    if (st == CAIRN_OK) st = check_rate(s, "text_weight", s->text_weight, 1e6F);
+    if (st == CAIRN_OK) st = check_rate(s, "answer_weight", s->answer_weight, 1e6F);
+    if (st == CAIRN_OK) st = check_rate(s, "guide", s->guide, 1e6F);
+    for (size_t i = 0; i < sizeof shares / sizeof *shares && st == CAIRN_OK; i++)
+        st = check_share(s, shares[i].what, shares[i].value);
+    if (st != CAIRN_OK) return st;
+    if (s->window % block_slots != 0)
+        return cairn_fail(CAIRN_INVALID, "stage '%s': a window of %u slots is no whole number of blocks of %u", s->name,
+                          s->window, block_slots);
+    const uint64_t text = cairn_corpus_bytes(corpus, CAIRN_SPLIT_TRAIN);
+    if (text < s->window)
+        return cairn_fail(CAIRN_INVALID, "the corpus has %llu bytes to train on, stage '%s' has windows of %u",
+                          (unsigned long long)text, s->name, s->window);
+    return CAIRN_OK;
+}
+
+static cairn_train_shape shape_of(cairn_trainer *t)
+{
+    const cairn_trainer_options *o = &t->opt;
+    cairn_train_shape s = {
+        .vocab = CAIRN_TRAIN_BYTE_VOCAB, .width = o->width, .hidden = o->hidden, .norm_eps = 1e-5F, .qk_norm = true};
+    cairn_attention_shape_init(&s.attention, sizeof s.attention);
+    s.attention.scheme = CAIRN_POSITION_CLAMPED;
+    s.attention.layers = o->layers;
+    s.attention.heads = o->heads;
+    s.attention.kv_heads = o->kv_heads;
+    s.attention.head_dim = o->head_dim;
+    s.attention.block_tokens = o->block_tokens;
+    s.attention.clamp_blocks = o->clamp_blocks;
+    s.attention.window_blocks = o->window_blocks;
+    s.attention.local_window_blocks = o->local_window_blocks;
+    s.attention.top_k = o->top_k;
+    s.attention.local_layers = t->local_layers;
+    return s;
+}
+
+/* ---- life ---- */
+
+static void lane_wipe(cairn_lane *lane)
+{
+    cairn_train_model_free_f32(lane->model);
+    cairn_lesson_wipe(&lane->lesson);
+    cairn_lesson_window_wipe(&lane->window);
+    cairn_free(lane->grads);
+    cairn_free(lane->nll);
+    cairn_free(lane->right);
+}
+
+static cairn_status lane_init(cairn_lane *lane, const cairn_trainer *t)
+{
+    const uint32_t rows = t->window_max;
+    bool guides = false;
+    cairn_status st = cairn_train_model_new_f32(t->layout, rows, &lane->model);
+    if (st == CAIRN_OK) st = cairn_lesson_init(&lane->lesson, rows);
+    if (st == CAIRN_OK) st = cairn_lesson_window_init(&lane->window, rows);
+    if (st != CAIRN_OK) return st;
+    lane->grads = cairn_calloc(t->layout->total, sizeof *lane->grads);
+    lane->nll = cairn_alloc_array(rows, sizeof *lane->nll);
+    lane->right = cairn_alloc(rows);
+    if (lane->grads == NULL || lane->nll == NULL || lane->right == NULL)
+        return cairn_fail(CAIRN_NO_MEMORY, "gradients of %zu parameters", t->layout->total);
+    for (size_t i = 0; i < t->n_stages; i++) guides |= t->stages[i].guide > 0;
+    if (!guides || t->opt.remembered == 0) return CAIRN_OK;
+    return cairn_train_attention_remember_f32(cairn_train_model_attention_f32(lane->model), t->opt.layers,
+                                              t->opt.remembered);
+}
+
+void cairn_trainer_free(cairn_trainer *t)
+{
+    if (t == NULL) return;
+    for (size_t i = 0; t->lanes != NULL && i < t->n_lanes; i++) lane_wipe(&t->lanes[i]);
+    cairn_free(t->lanes);
+    cairn_train_optimizer_wipe(&t->optimizer);
+    cairn_train_layout_free(t->layout);
+    cairn_pool_free(t->pool);
+    cairn_free(t->params);
+    cairn_free(t->local_layers);
+    cairn_free(t->stages);
+    cairn_free(t);
+}
+
+static cairn_status trainer_init(cairn_trainer *t, const cairn_train_stage *stages, size_t n)
+{
+    cairn_status st = CAIRN_OK;
+    if (n == 0) return cairn_fail(CAIRN_INVALID, "no stage to train");
+    for (size_t i = 0; i < n && st == CAIRN_OK; i++) {
+        st = check_stage(&stages[i], t->opt.block_tokens + 1, t->corpus);
+        t->steps += stages[i].steps;
+        if (stages[i].window > t->window_max) t->window_max = stages[i].window;
+    }
+    if (st != CAIRN_OK) return st;
+    if (t->opt.layers == 0 || t->opt.layers > 1024)
+        return cairn_fail(CAIRN_INVALID, "a model of %u layers, must be 1..1024", t->opt.layers);
+    t->stages = cairn_alloc_array(n, sizeof *t->stages);
+    t->local_layers = cairn_calloc(t->opt.layers, 1);
+    if (t->stages == NULL || t->local_layers == NULL) return cairn_fail(CAIRN_NO_MEMORY, "%zu stages", n);
+    memcpy(t->stages, stages, n * sizeof *stages);
+    t->n_stages = n;
+    for (uint32_t l = 0; l < t->opt.layers && l < t->opt.local_layers; l++) t->local_layers[l] = 1;
+
+    const cairn_train_shape shape = shape_of(t);
+    if ((st = cairn_train_layout_new(&shape, &t->layout)) != CAIRN_OK) return st;
+    if ((st = cairn_train_optimizer_init(&t->optimizer, t->layout)) != CAIRN_OK) return st;
+    t->params = cairn_alloc_array(t->layout->total, sizeof *t->params);
+    if (t->params == NULL) return cairn_fail(CAIRN_NO_MEMORY, "%zu parameters", t->layout->total);
+    cairn_train_init(t->layout, t->opt.seed, t->params);
+    cairn_train_rates_init(&t->rates);
+    if ((st = cairn_pool_new(t->opt.threads, &t->pool)) != CAIRN_OK) return st;
+    t->n_lanes = cairn_pool_size(t->pool);
+    t->lanes = cairn_calloc(t->n_lanes, sizeof *t->lanes);
+    if (t->lanes == NULL) return cairn_fail(CAIRN_NO_MEMORY, "%zu workers", t->n_lanes);
+    for (size_t i = 0; i < t->n_lanes && st == CAIRN_OK; i++) st = lane_init(&t->lanes[i], t);
+    return st;
+}
+
+cairn_status cairn_trainer_new(const cairn_trainer_options *opt, const cairn_corpus *corpus,
+                               const cairn_train_stage *stages, size_t n, cairn_trainer **out)
+{
+    cairn_trainer *t = cairn_calloc(1, sizeof *t);
+    *out = NULL;
+    if (t == NULL) return cairn_fail(CAIRN_NO_MEMORY, "a trainer");
+    cairn_trainer_options_init(&t->opt, sizeof t->opt);
+    memcpy(&t->opt, opt, opt->struct_size < sizeof t->opt ? opt->struct_size : sizeof t->opt);
+    t->opt.struct_size = sizeof t->opt;
+    t->corpus = corpus;
+    cairn_status st = trainer_init(t, stages, n);
+    if (st != CAIRN_OK) {
+        cairn_trainer_free(t);
+        return st;
+    }
+    *out = t;
+    return CAIRN_OK;
+}
+
+/* ---- one update ---- */
+
+typedef struct job {
+    cairn_trainer *trainer;
+    const cairn_train_stage *stage;
+    double scale;
+} job;
+
+static cairn_random random_of(const cairn_trainer *t, size_t window)
+{
+    return cairn_random_of("training", t->opt.seed, t->step, window);
+}
+
+/* Text, digits and answers of the window just run. */
+static void count_rows(cairn_lane *lane)
+{
+    const cairn_lesson_window *w = &lane->window;
+    cairn_train_report *r = &lane->report;
+    uint32_t digits = 0, right = 0; /* of the answer at hand */
+    for (size_t i = 0; i < w->rows; i++) {
+        if (w->targets[i] < 0) continue;
+        r->tokens++;
+        if (w->tags[i] == CAIRN_LESSON_TEXT) {
+            if (w->weights[i] > 0) r->text_tokens++, r->text_nats += (double)lane->nll[i];
+            continue;
+        }
+        r->digits++;
+        r->digit_nats += (double)lane->nll[i];
+        right += lane->right[i];
+        if (++digits % CAIRN_RECALL_DIGITS != 0) continue;
+        *(w->tags[i] == CAIRN_LESSON_PLAIN ? &r->plain : &r->named) += 1;
+        *(w->tags[i] == CAIRN_LESSON_PLAIN ? &r->plain_right : &r->named_right) += right == CAIRN_RECALL_DIGITS;
+        right = 0;
+    }
+}
+
+static cairn_status make_window(const cairn_trainer *t, const cairn_train_stage *stage, cairn_lane *lane, size_t number)
+{
+    enum { BOS = 1, FIRST_BYTE = 3, LANDMARK = CAIRN_TRAIN_BYTE_VOCAB - 1 };
+    const uint32_t C = t->opt.block_tokens;
+    cairn_random random = random_of(t, number);
+    cairn_status st =
+        cairn_lesson_make(&lane->lesson, t->corpus, stage, &random, cairn_lesson_tokens(stage->window, C));
+    if (st == CAIRN_OK)
+        cairn_lesson_to_window(&lane->lesson, C, BOS, FIRST_BYTE, LANDMARK, stage->window, &lane->window);
+    return st;
+}
+
+static void run_lane(void *arg, size_t item, size_t worker)
+{
+    const job *j = arg;
+    const cairn_trainer *t = j->trainer;
+    cairn_lane *lane = &t->lanes[item];
+    (void)worker;
+    lane->loss = lane->weight = 0;
+    lane->report = (cairn_train_report){0};
+    memset(lane->grads, 0, t->layout->total * sizeof *lane->grads);
+    for (size_t number = item; number < j->stage->windows; number += t->n_lanes) {
+        cairn_lesson_window *w = &lane->window;
+        if ((lane->status = make_window(t, j->stage, lane, number)) != CAIRN_OK) {
+            snprintf(lane->error, sizeof lane->error, "%s", cairn_last_error());
+            return;
+        }
+        const cairn_train_guide guide = {.rows = w->guided,
+                                         .n = w->n_guided,
+                                         .from_layer = t->opt.guided_layer,
+                                         .heads = t->opt.guided_heads,
+                                         .weight = j->stage->guide,
+                                         .remember = true};
+        const cairn_train_window window = {w->slots, w->targets, w->weights, w->rows,
+                                           j->stage->guide > 0 ? &guide : NULL};
+        for (size_t i = 0; i < w->rows; i++) lane->weight += w->targets[i] < 0 ? 0 : (double)w->weights[i];
+        cairn_train_forward_f32(lane->model, t->params, w->slots, w->rows);
+        lane->loss += cairn_train_loss_f32(lane->model, &window, j->scale, lane->nll, lane->right);
+        double guided = cairn_train_backward_f32(lane->model, t->params, &window, lane->grads);
+        lane->loss += guided;
+        count_rows(lane);
+        if (j->stage->guide > 0 && t->opt.guided_layer < t->opt.layers) {
+            uint64_t terms = (uint64_t)w->n_guided * t->opt.guided_heads * (t->opt.layers - t->opt.guided_layer);
+            lane->report.guided += terms;
+            lane->report.guide_nats += guided / (double)j->stage->guide;
+        }
+    }
+}
+
+static void sum_lanes(void *arg, size_t item, size_t worker)
+{
+    const job *j = arg;
+    const cairn_trainer *t = j->trainer;
+    const size_t begin = item * CHUNK, end = begin + CHUNK < t->layout->total ? begin + CHUNK : t->layout->total;
+    float *sum = t->lanes[0].grads;
+    (void)worker;
+    for (size_t lane = 1; lane < t->n_lanes; lane++)
+        for (size_t i = begin; i < end; i++) sum[i] += t->lanes[lane].grads[i];
+    for (size_t i = begin; i < end; i++) sum[i] *= (float)j->scale;
+}
+
+void cairn_train_report_add(cairn_train_report *sum, const cairn_train_report *one)
+{
+    sum->step = one->step;
+    sum->steps = one->steps;
+    sum->stage = one->stage;
+    sum->pace = one->pace;
+    sum->norm = fmax(sum->norm, one->norm);
+    sum->tokens += one->tokens;
+    sum->text_nats += one->text_nats;
+    sum->digit_nats += one->digit_nats;
+    sum->guide_nats += one->guide_nats;
+    sum->text_tokens += one->text_tokens;
+    sum->digits += one->digits;
+    sum->guided += one->guided;
+    sum->plain += one->plain;
+    sum->plain_right += one->plain_right;
+    sum->named += one->named;
+    sum->named_right += one->named_right;
+}
+
+cairn_status cairn_trainer_step(cairn_trainer *t, cairn_train_report *report)
+{
+    uint64_t within = t->step;
+    size_t s = 0;
+    while (s < t->n_stages && within >= t->stages[s].steps) within -= t->stages[s++].steps;
+    *report = (cairn_train_report){.step = t->step, .steps = t->steps, .stage = s};
+    if (s == t->n_stages) return CAIRN_NOT_FOUND;
+    const cairn_train_stage *stage = &t->stages[s];
+    job j = {t, stage, 1};
+    cairn_pool_run(t->pool, t->n_lanes, run_lane, &j);
+    double loss = 0, weight = 0;
+    for (size_t i = 0; i < t->n_lanes; i++) {
+        const cairn_lane *lane = &t->lanes[i];
+        if (lane->status != CAIRN_OK) return cairn_fail(lane->status, "%s", lane->error);
+        loss += lane->loss;
+        weight += lane->weight;
+        cairn_train_report_add(report, &lane->report);
+    }
+    if (!isfinite(loss))
+        return cairn_fail(CAIRN_INVALID, "the loss of step %llu (stage '%s') is not finite: %g",
+                          (unsigned long long)t->step, stage->name, loss);
+    j.scale = weight > 0 ? 1 / weight : 1;
+    cairn_pool_run(t->pool, (t->layout->total + CHUNK - 1) / CHUNK, sum_lanes, &j);
+    t->rates.adam = stage->adam;
+    t->rates.muon = stage->muon;
+    const double pace = cairn_train_pace(within, stage->warmup, stage->steps, (double)stage->floor);
+    double norm = 0;
+    cairn_status st = cairn_train_update(&t->optimizer, &t->rates, pace, t->params, t->lanes[0].grads, &norm);
+    if (st != CAIRN_OK)
+        return cairn_fail_within(st, "step %llu (stage '%s')", (unsigned long long)t->step, stage->name);
+    t->step++;
+    report->step = t->step;
+    report->steps = t->steps;
+    report->stage = s;
+    report->norm = norm;
+    report->pace = pace;
+    return CAIRN_OK;
+}
+
+/* ---- models in and out ---- */
+
+cairn_status cairn_trainer_start_from(cairn_trainer *t, const cairn_model *model)
+{
+    if (t->step > 0)
+        return cairn_fail(CAIRN_INVALID, "a model to start from after %llu steps", (unsigned long long)t->step);
+    return cairn_train_import(t->layout, model, t->params);
+}
+
+cairn_status cairn_trainer_export(const cairn_trainer *t, const char *name, cairn_gguf_type type, const char *path)
+{
+    return cairn_train_export(t->layout, t->params, name, t->window_max, type, path);
+}
+
+uint64_t cairn_trainer_parameters(const cairn_trainer *t)
+{
+    return t->layout->total;
+}
+uint32_t cairn_trainer_threads(const cairn_trainer *t)
+{
+    return (uint32_t)t->n_lanes;
+}

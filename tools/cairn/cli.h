@@ -112,7 +112,7 @@ typedef struct cli_command {
 
 extern const cli_command command_ingest, command_ask, command_list, command_stat, command_show, command_fork,
     command_drop, command_rename, command_verify, command_reindex, command_compact, command_export, command_import,
-    command_logits;
+    command_logits, command_train;
 
 /* Fills the variables of the command's table from argv[1..]; --json, --quiet, --progress and --help belong to every
  * command. Returns -1 to go on (positional arguments are then argv[*first..argc)) or the exit code. */

@@ -9,7 +9,7 @@
 static const cli_command *const commands[] = {
     &command_ingest,  &command_ask,    &command_list,   &command_stat,   &command_show,
     &command_fork,    &command_drop,   &command_rename, &command_verify, &command_reindex,
-    &command_compact, &command_export, &command_import, &command_logits,
+    &command_compact, &command_export, &command_import, &command_logits, &command_train,
 };
 
 static const cli_command *command_named(const char *name)

@@ -23,7 +23,7 @@ typedef struct bench {
 } bench;
 
 static const cairn_train_guided guided_rows[] = {
-    {9, 1, {1}}, {10, 2, {0, 1}}, {16, 1, {3}}, {19, 1, {0}}, {20, 2, {4, 2}}};
+    {9, 1, {5}}, {10, 3, {0, 5, 9}}, {16, 1, {14}}, {19, 1, {2}}, {20, 3, {17, 8, 10}}};
 
 static double complex turned(const double *x, size_t i, double p) /* pair i of a row, rotated by position p */
 {
@@ -38,22 +38,31 @@ static double score(const double *q, const double *k, double distance)
     return sum / sqrt(D);
 }
 
+/* exp of a token's score within its block, of row's own tokens' or a landmark's */
+static double power(const bench *b, size_t h, size_t row, size_t t)
+{
+    const size_t block = row / B, p = t / B;
+    const double age = (double)(block - p < A ? block - p : A);
+    const double distance = age * B + (double)(row % B) - (double)(t % B);
+    const double *k = b->in + t * F + (HEADS + h / (HEADS / KV)) * D;
+    return exp(score(b->in + row * F + h * D, k, distance) + (t % B == C ? b->bias[h] : 0));
+}
+
 static double term(const bench *b, size_t h, const cairn_train_guided *row)
 {
-    const size_t block = row->row / B, j = row->row % B, kv = h / (HEADS / KV);
+    const size_t block = row->row / B, j = row->row % B, blocks = ROWS / B;
     const double *q = b->in + row->row * F + h * D;
     double all = 0, target = 0;
-    for (size_t t = block * B; t <= row->row && t % B != C; t++)
-        all += exp(score(q, b->in + t * F + (HEADS + kv) * D, (double)(row->row - t)));
-    for (size_t p = 0; p < block; p++) {
-        double age = (double)(block - p < A ? block - p : A);
-        double z = exp(b->bias[h] + score(q, b->in + (p * B + C) * F + (HEADS + kv) * D, age * B + (double)j - C));
-        all += z;
-        for (uint32_t i = 0; i < row->n; i++) target += row->blocks[i] == p ? z : 0;
+    for (size_t t = block * B; t <= row->row && t % B != C; t++) all += power(b, h, row->row, t);
+    for (size_t p = 0; p < block; p++) all += power(b, h, row->row, p * B + C);
+    for (uint32_t i = 0; i < row->n; i++) {
+        const size_t t = row->slots[i], p = t / B;
+        double inside = 0;
+        for (size_t y = p * B; y < p * B + C; y++) inside += power(b, h, row->row, y);
+        target += power(b, h, row->row, t) * (p == block ? 1 : power(b, h, row->row, p * B + C) / inside);
     }
-    const size_t blocks = ROWS / B;
     for (size_t i = 0; i < b->remembered; i++) {
-        const double *k = b->earlier + ((blocks - 1 - i) * B + C) * F + (HEADS + kv) * D;
+        const double *k = b->earlier + ((blocks - 1 - i) * B + C) * F + (HEADS + h / (HEADS / KV)) * D;
         all += exp(b->bias[h] + score(q, k, A * B + (double)j - C));
     }
     return -log(target / all);

@@ -286,30 +286,41 @@ static real score_memory(TRAIN(attention) * att, size_t ring, real bias, real ln
     return n == 0 ? 0 : vec_exp(att->kernels, m->scores, lnz - bias, n);
 }
 
-/* Adds the gradient of weight * -ln(share of the row's blocks) to u, which row_backward left; s, gates, lnz are
+/* Adds the gradient of weight * -ln(share of the row's slots) to u, which row_backward left; s, gates, lnz are
  * row_forward's. What remembered keys say of the query goes to att->guided, row j. With p of the softmax over own
- * tokens, landmarks and remembered keys, and P the sum over the row's blocks: dL/dz = p, less p / P at those blocks. */
-static double guide_row(TRAIN(attention) * att, const group_row *g, const cairn_train_guided *row, size_t lo,
-                        size_t ring, size_t j, const real *q, real bias, real lnz, real weight, const real *s,
-                        const real *gates, real *u, real *dbias)
+ * tokens, landmarks and remembered keys, w_t the slot's weight (p_t, or p_b r_t in a block b), P their sum: dL/dz = p,
+ * less the sum of w_t / P in that block; dL/dy_t of a block is its share of P times r_t, less w_t / P. */
+static double guide_row(TRAIN(attention) * att, const group_row *g, const cairn_train_guided *row, size_t ring,
+                        size_t j, const real *q, real bias, real lnz, real weight, const real *s, const real *gates,
+                        real *u, real *dbias)
 {
     TRAIN(memory) *m = &att->memory;
-    const size_t D = att->D, n = m->room == 0 ? 0 : m->seen[ring] < m->room ? m->seen[ring] : m->room;
-    rotate(att, att->turned, q, att->A * att->B + j, false, att->scale);
-    const real others = score_memory(att, ring, bias, lnz), total = 1 + others;
-    real share = 0;
-    for (uint32_t i = 0; i < row->n; i++) share += gates[row->blocks[i] - lo];
+    const size_t D = att->D, B = att->B, n = m->room == 0 ? 0 : m->seen[ring] < m->room ? m->seen[ring] : m->room;
+    rotate(att, att->turned, q, att->A * B + j, false, att->scale);
+    const real others = score_memory(att, ring, bias, lnz), total = 1 + others, own = weight / total;
+    real share = 0; /* P, but for 1 / total */
+    for (uint32_t i = 0; i < row->n; i++) {
+        const uint32_t t = row->slots[i];
+        share += t >= g->begin ? s[t] : gates[t / B] * s[t];
+    }
     if (!(share > 0)) share = (real)1e-30; /* all of it under the smallest number there is */
-    const real own = weight / total;
     for (size_t t = g->begin; t < g->end; t++) u[t] += own * s[t];
     for (size_t b = 0; b < g->blocks; b++) {
         u[g->ends[b]] += own * gates[b];
         *dbias += own * gates[b];
     }
     for (uint32_t i = 0; i < row->n; i++) {
-        const size_t b = row->blocks[i] - lo;
-        u[g->ends[b]] -= weight * gates[b] / share;
-        *dbias -= weight * gates[b] / share;
+        const uint32_t t = row->slots[i];
+        const size_t b = t / B;
+        if (t >= g->begin) {
+            u[t] -= weight * s[t] / share;
+            continue;
+        }
+        const real part = weight * gates[b] * s[t] / share;
+        u[g->ends[b]] -= part;
+        *dbias -= part;
+        u[t] -= part;
+        for (size_t y = block_begin(g, b); y < g->ends[b]; y++) u[y] += part * s[y];
     }
     real *dq = att->guided + j * D;
     for (size_t i = 0; i < D; i++) dq[i] = 0;
@@ -372,7 +383,7 @@ double TRAIN(attend_backward)(TRAIN(attention) * att, uint32_t layer, size_t row
                 real lnz = row_forward(att->kernels, &g, bias[h], s, att->gates);
                 dbias[h] += row_backward(att->kernels, &g, s, att->gates, u, att->means);
                 if (at < next && guide->rows[at].row == qb.first + j)
-                    guided += (double)guide->weight * guide_row(att, &g, &guide->rows[at++], qb.lo, ring, j,
+                    guided += (double)guide->weight * guide_row(att, &g, &guide->rows[at++], ring, j,
                                                                 in->q + (qb.first + j) * ld + h * D, bias[h], lnz,
                                                                 (real)(scale * (double)guide->weight), s, att->gates, u,
                                                                 &dbias[h]);

@@ -55,8 +55,7 @@ static uint64_t hash_shape(const cairn_trainer *t)
 static uint64_t hash_stages(const cairn_trainer *t)
 {
     uint64_t hash = 0;
-    for (size_t i = 0; i < t->n_stages;
-         i++) {
+    for (size_t i = 0; i < t->n_stages; i++) {
         const cairn_train_stage *s = &t->stages[i];
         uint8_t so_far[8];
         cairn_put_le64(so_far, hash);

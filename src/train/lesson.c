@@ -73,18 +73,19 @@ static void put(writer *w, const void *bytes, size_t n, float weight)
     l->n += n;
 }
 
-/* The digits of a secret: worth nothing where nobody can know them, an answer where they were said before. */
-static void put_digits(writer *w, uint32_t secret, bool answered)
+/* The digits of a secret: worth nothing where nobody can know them, an answer where they were said before. Said twice
+ * in one sentence they are near, a matter of copying. */
+static void put_digits(writer *w, uint32_t secret, bool answered, bool again)
 {
     cairn_lesson *l = w->lesson;
     const cairn_secret *s = &l->secrets[secret];
     const size_t at = l->n;
-    const float weight = answered ? w->stage->answer_weight : 0;
+    const float weight = again ? 1 : answered ? w->stage->answer_weight : 0;
     put(w, s->digits, CAIRN_RECALL_DIGITS, weight);
     if (l->n - at < CAIRN_RECALL_DIGITS) return; /* cut off */
     if (l->n_mentions < l->mentions_room)
-        l->mentions[l->n_mentions++] = (cairn_mention){secret, (uint32_t)at, answered};
-    if (!answered) return;
+        l->mentions[l->n_mentions++] = (cairn_mention){secret, (uint32_t)at, answered && !again};
+    if (!answered || again) return;
     l->weights[at] *= FIRST_DIGIT; /* it alone has to tell the names apart */
     memset(l->tags + at, s->name[0] == 0 ? CAIRN_LESSON_PLAIN : CAIRN_LESSON_NAMED, CAIRN_RECALL_DIGITS);
 }
@@ -103,10 +104,7 @@ static void put_sentence(writer *w, cairn_sentence kind, uint32_t secret)
     bool answered = said_before(w->lesson, secret), named = false, digits = false;
     for (const char *const *p = cairn_sentence_pieces(kind, plain); *p != NULL; p++) {
         if (strcmp(*p, "D") == 0) {
-            if (digits) /* within one sentence: near, a matter of copying */
-                put(w, w->lesson->secrets[secret].digits, CAIRN_RECALL_DIGITS, 1);
-            else
-                put_digits(w, secret, answered);
+            put_digits(w, secret, answered, digits);
             digits = true;
         } else if (strcmp(*p, "N") == 0) {
             put(w, w->lesson->secrets[secret].name, CAIRN_RECALL_NAME, named ? 0.5F : 0);
@@ -331,25 +329,26 @@ size_t cairn_lesson_tokens(size_t rows, uint32_t block_tokens)
     return block_tokens == 0 ? rows : rows - rows / ((size_t)block_tokens + 1);
 }
 
+static uint32_t slot_of(size_t token, size_t C)
+{
+    return (uint32_t)(token + token / C);
+}
+
 /* The digit i of mention m is predicted by token m.at + i (BOS is token 0) and stands at token m.at + i + 1. A row is
- * guided to the blocks where the same digit stood before, unless it can see one in its own block. */
+ * guided to the slots where the same digit stood before, if they are not too many to name. */
 static void guide(const cairn_lesson *l, size_t C, cairn_lesson_window *w)
 {
     w->n_guided = 0;
     for (size_t m = 0; m < l->n_mentions; m++) {
         for (size_t i = 0; i < CAIRN_RECALL_DIGITS && l->mentions[m].answered; i++) {
-            const size_t token = l->mentions[m].at + i, block = token / C;
-            cairn_train_guided g = {.row = (uint32_t)(token + token / C)};
+            cairn_train_guided g = {.row = slot_of(l->mentions[m].at + i, C)};
             bool fits = true;
             for (size_t e = 0; e < m && fits; e++) {
                 if (l->mentions[e].secret != l->mentions[m].secret) continue;
-                const size_t where = (l->mentions[e].at + i + 1) / C;
-                bool again = false;
-                for (uint32_t b = 0; b < g.n; b++) again |= g.blocks[b] == where;
-                if (where >= block || (!again && g.n == CAIRN_TRAIN_GUIDED_BLOCKS))
+                if (g.n == CAIRN_TRAIN_GUIDED_SLOTS)
                     fits = false;
-                else if (!again)
-                    g.blocks[g.n++] = (uint32_t)where;
+                else
+                    g.slots[g.n++] = slot_of(l->mentions[e].at + i + 1, C);
             }
             if (fits && g.n > 0 && w->n_guided < w->room && g.row < w->rows) w->guided[w->n_guided++] = g;
         }

@@ -80,16 +80,16 @@ cairn_status cairn_train_export(const cairn_train_layout *layout, const float *p
 
 /* ---- windows ---- */
 
-/* Guidance: rows that are known to need one of a few blocks are told so. In the first `heads` heads of the layers from
- * `from_layer` on, such a row adds weight * -ln(sum of its blocks' gates) to the loss: the InfoNCE of van den Oord et
- * al. 2018, over the landmarks the row sees. A window holds few blocks where a context holds thousands, so landmark
- * keys of earlier windows are remembered and compete in this sum alone (He et al. 2020 call it a queue); they get no
- * gradient. */
-enum { CAIRN_TRAIN_GUIDED_BLOCKS = 4 };
+/* Guidance: rows that are known to need one of a few slots are told so. In the first `heads` heads of the layers from
+ * `from_layer` on, such a row adds weight * -ln(sum of the attention weights of its slots) to the loss. Gates alone
+ * make this the InfoNCE of van den Oord et al. 2018 over the landmarks the row sees; a window holds few blocks where a
+ * context holds thousands, so landmark keys of earlier windows are remembered and compete with the gates in this sum
+ * alone (He et al. 2020 call it a queue); they get no gradient. */
+enum { CAIRN_TRAIN_GUIDED_SLOTS = 12 };
 typedef struct cairn_train_guided {
     uint32_t row;
-    uint32_t n;                                 /* 1..CAIRN_TRAIN_GUIDED_BLOCKS */
-    uint32_t blocks[CAIRN_TRAIN_GUIDED_BLOCKS]; /* of the window, all before the row's own */
+    uint32_t n;                               /* 1..CAIRN_TRAIN_GUIDED_SLOTS */
+    uint32_t slots[CAIRN_TRAIN_GUIDED_SLOTS]; /* of the window, none a landmark, all before the row */
 } cairn_train_guided;
 typedef struct cairn_train_guide {
     const cairn_train_guided *rows; /* ascending */

@@ -46,7 +46,7 @@ static void adamw_follows_its_definition(void **state)
     cairn_train_optimizer opt;
     cairn_train_rates rates;
     double norm;
-    assert_ok(cairn_train_optimizer_init(&opt, t));
+    assert_ok(cairn_train_optimizer_init(&opt, t, NULL));
     cairn_train_rates_init(&rates);
     rates.muon = 0;
     rates.clip = 0;
@@ -117,7 +117,7 @@ static void muon_steps_along_the_orthogonalised_momentum(void **state)
     cairn_train_optimizer opt;
     cairn_train_rates rates;
     double norm, worst = 0;
-    assert_ok(cairn_train_optimizer_init(&opt, t));
+    assert_ok(cairn_train_optimizer_init(&opt, t, NULL));
     cairn_train_rates_init(&rates);
     rates.clip = 0;
     float *g1 = random_floats(&r, t->total), *g2 = random_floats(&r, t->total), *w = random_floats(&r, t->total);
@@ -156,6 +156,35 @@ static void muon_steps_along_the_orthogonalised_momentum(void **state)
     cairn_train_layout_free(t);
 }
 
+static void threads_change_no_bit_of_an_update(void **state)
+{
+    (void)state;
+    cairn_train_layout *t = layout_of(48, 112, 1800); /* more numbers than one partial sum of the norm takes */
+    cairn_train_rates rates;
+    cairn_pool *pool;
+    float *w[2];
+    double norm[2];
+    cairn_train_rates_init(&rates);
+    assert_ok(cairn_pool_new(3, &pool));
+    for (int threaded = 0; threaded < 2; threaded++) {
+        test_random r = {4};
+        cairn_train_optimizer opt;
+        assert_ok(cairn_train_optimizer_init(&opt, t, threaded ? pool : NULL));
+        w[threaded] = random_floats(&r, t->total);
+        for (int update = 0; update < 3; update++) {
+            float *g = random_floats(&r, t->total);
+            assert_ok(cairn_train_update(&opt, &rates, 1, w[threaded], g, &norm[threaded]));
+            free(g);
+        }
+        cairn_train_optimizer_wipe(&opt);
+    }
+    assert_true(norm[0] == norm[1]);
+    assert_memory_equal(w[0], w[1], t->total * sizeof *w[0]);
+    free(w[0]), free(w[1]);
+    cairn_pool_free(pool);
+    cairn_train_layout_free(t);
+}
+
 /* ---- clipping, what is not finite, pace ---- */
 
 static void a_long_gradient_is_shortened_and_an_endless_one_changes_nothing(void **state)
@@ -166,7 +195,7 @@ static void a_long_gradient_is_shortened_and_an_endless_one_changes_nothing(void
     cairn_train_optimizer opt;
     cairn_train_rates rates;
     double norm, square = 0;
-    assert_ok(cairn_train_optimizer_init(&opt, t));
+    assert_ok(cairn_train_optimizer_init(&opt, t, NULL));
     cairn_train_rates_init(&rates);
     float *w = random_floats(&r, t->total), *g = random_floats(&r, t->total), *was = copy_of(g, t->total);
     for (size_t i = 0; i < t->total; i++) square += (double)g[i] * (double)g[i];
@@ -186,9 +215,9 @@ static void a_long_gradient_is_shortened_and_an_endless_one_changes_nothing(void
     }
     free(w), free(g), free(was), free(weights), free(moments);
     cairn_train_optimizer_wipe(&opt);
-    for (uint64_t n = 1; n <= 3; n++) {
+    for (uint64_t n = 1; n <= 4; n++) {
         cairn_alloc_fail_at(n);
-        assert_int_equal(cairn_train_optimizer_init(&opt, t), CAIRN_NO_MEMORY);
+        assert_int_equal(cairn_train_optimizer_init(&opt, t, NULL), CAIRN_NO_MEMORY);
         cairn_alloc_fail_at(0);
         assert_null(opt.first);
     }
@@ -257,7 +286,7 @@ static double learn(const cairn_train_layout *t, float *w, uint64_t updates, dou
     double loss = 0, norm;
     assert_non_null(g);
     assert_ok(cairn_train_model_new_f32(t, ROWS, &model));
-    assert_ok(cairn_train_optimizer_init(&opt, t));
+    assert_ok(cairn_train_optimizer_init(&opt, t, NULL));
     cairn_train_rates_init(&rates);
     cairn_train_init(t, 1, w);
     for (uint64_t u = 0; u < updates; u++) {
@@ -271,7 +300,7 @@ static double learn(const cairn_train_layout *t, float *w, uint64_t updates, dou
             }
             cairn_train_targets(slots, ROWS, B - 1, targets);
             for (size_t i = 0; i < ROWS; i++) judged += (weights[i] = i >= ROWS / 2 && targets[i] >= 0) > 0;
-            cairn_train_window in = {slots, targets, weights, ROWS};
+            cairn_train_window in = {slots, targets, weights, ROWS, NULL};
             cairn_train_forward_f32(model, w, slots, ROWS);
             loss += cairn_train_loss_f32(model, &in, 1.0 / (8.0 * (double)judged), NULL, NULL) / (8.0 * (double)judged);
             cairn_train_backward_f32(model, w, &in, g);
@@ -307,6 +336,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(adamw_follows_its_definition),
         cmocka_unit_test(muon_steps_along_the_orthogonalised_momentum),
+        cmocka_unit_test(threads_change_no_bit_of_an_update),
         cmocka_unit_test(a_long_gradient_is_shortened_and_an_endless_one_changes_nothing),
         cmocka_unit_test(pace_warms_up_and_falls_along_a_half_cosine),
         cmocka_unit_test(parameters_start_with_the_spread_of_their_kind),

@@ -130,17 +130,22 @@ void cairn_train_rates_init(cairn_train_rates *rates); /* what is known to train
 /* Both moments of every parameter and the number of updates: with the parameters, all that a checkpoint needs. */
 typedef struct cairn_train_optimizer {
     const cairn_train_layout *layout; /* borrowed */
+    cairn_pool *pool;                 /* borrowed */
     uint64_t updates;
-    float *first;   /* (total) AdamW's mean of gradients, Muon's momentum */
-    float *second;  /* (total) AdamW's mean of squares; unused for what Muon updates */
-    float *scratch; /* of the orthogonalised update */
+    float *first;    /* (total) AdamW's mean of gradients, Muon's momentum */
+    float *second;   /* (total) AdamW's mean of squares; unused for what Muon updates */
+    double *squares; /* partial sums of the gradient's norm */
+    float *scratch;  /* (workers, scratch_each) of the orthogonalised update */
+    size_t scratch_each;
 } cairn_train_optimizer;
-cairn_status cairn_train_optimizer_init(cairn_train_optimizer *opt, const cairn_train_layout *layout);
+/* Updates run on `pool`, which does nothing else meanwhile; NULL = in the caller. Their bits are the same either way.
+ */
+cairn_status cairn_train_optimizer_init(cairn_train_optimizer *opt, const cairn_train_layout *layout, cairn_pool *pool);
 void cairn_train_optimizer_wipe(cairn_train_optimizer *opt);
-/* One update of params (total) by grads (total), which is used up; `pace` multiplies both learning rates. *norm: that
- * of the gradient before clipping. INVALID if it is not finite, with nothing changed. */
+/* One update of params (total) by grads (total); `pace` multiplies both learning rates. *norm: that of the gradient
+ * before clipping. INVALID if it is not finite, with nothing changed. */
 cairn_status cairn_train_update(cairn_train_optimizer *opt, const cairn_train_rates *rates, double pace, float *params,
-                                float *grads, double *norm);
+                                const float *grads, double *norm);
 /* Learning rate pace of update `step` (0, 1, ...) of `steps`: up to 1 over `warmup` updates, then down a half cosine to
  * `floor`; floor = 1 keeps it constant. */
 double cairn_train_pace(uint64_t step, uint64_t warmup, uint64_t steps, double floor);

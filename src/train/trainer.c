@@ -178,12 +178,12 @@ static cairn_status trainer_init(cairn_trainer *t, const cairn_train_stage *stag
 
     const cairn_train_shape shape = shape_of(t);
     if ((st = cairn_train_layout_new(&shape, &t->layout)) != CAIRN_OK) return st;
-    if ((st = cairn_train_optimizer_init(&t->optimizer, t->layout)) != CAIRN_OK) return st;
+    if ((st = cairn_pool_new(t->opt.threads, &t->pool)) != CAIRN_OK) return st;
+    if ((st = cairn_train_optimizer_init(&t->optimizer, t->layout, t->pool)) != CAIRN_OK) return st;
     t->params = cairn_alloc_array(t->layout->total, sizeof *t->params);
     if (t->params == NULL) return cairn_fail(CAIRN_NO_MEMORY, "%zu parameters", t->layout->total);
     cairn_train_init(t->layout, t->opt.seed, t->params);
     cairn_train_rates_init(&t->rates);
-    if ((st = cairn_pool_new(t->opt.threads, &t->pool)) != CAIRN_OK) return st;
     t->n_lanes = cairn_pool_size(t->pool);
     t->lanes = cairn_calloc(t->n_lanes, sizeof *t->lanes);
     if (t->lanes == NULL) return cairn_fail(CAIRN_NO_MEMORY, "%zu workers", t->n_lanes);

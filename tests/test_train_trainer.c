@@ -1,0 +1,395 @@
+/* test_train_trainer.c - lessons, updates and checkpoints of a whole run.
+ * labels: threads
+ *
+ * Witnesses: the sentences of a lesson read by the test; a run that was never interrupted; files cut, flipped and
+ * refused.
+ */
+#include "support.h"
+
+#include <cairn/train.h>
+#include <lesson_internal.h>
+#include <trainer_internal.h>
+
+#include <errno.h>
+#include <math.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+/* Text of words, two million bytes of it, and a directory for what is written. */
+typedef struct fixture {
+    char *dir, *text, *checkpoint, *model;
+    cairn_corpus *corpus;
+} fixture;
+
+static int set_up(void **state)
+{
+    enum { BYTES = 2 << 20 };
+    static const char *const words[] = {"the ", "stone ", "path ", "over ", "a ", "hill, ", "marks ", "snow.\n"};
+    fixture *fx = calloc(1, sizeof *fx);
+    test_random r = {3};
+    char *text = malloc(BYTES + 8);
+    size_t n = 0;
+    while (n < BYTES) {
+        const char *word = words[test_random_below(&r, 8)];
+        memcpy(text + n, word, strlen(word));
+        n += strlen(word);
+    }
+    fx->dir = test_make_dir();
+    fx->text = test_path(fx->dir, "text");
+    fx->checkpoint = test_path(fx->dir, "checkpoint");
+    fx->model = test_path(fx->dir, "model.gguf");
+    test_write_file(fx->text, text, n);
+    free(text);
+    const char *path = fx->text;
+    if (cairn_corpus_open(&path, 1, 0.1, &fx->corpus) != CAIRN_OK) return -1;
+    *state = fx;
+    return 0;
+}
+static int tear_down(void **state)
+{
+    fixture *fx = *state;
+    cairn_corpus_close(fx->corpus);
+    test_remove_dir(fx->dir);
+    free(fx->text), free(fx->checkpoint), free(fx->model), free(fx);
+    return 0;
+}
+
+static cairn_train_stage mixed_stage(void)
+{
+    cairn_train_stage s;
+    cairn_train_stage_init(&s);
+    s.steps = 6;
+    s.window = 64;
+    s.windows = 5;
+    s.warmup = 2;
+    s.dense = 0.3F;
+    s.text = 0.1F;
+    s.said = 0.4F;
+    s.grass = 0.1F;
+    s.numbers = 0.1F;
+    s.guide = 0.5F;
+    return s;
+}
+
+static cairn_trainer_options small_model(uint32_t threads)
+{
+    cairn_trainer_options o;
+    cairn_trainer_options_init(&o, sizeof o);
+    o.threads = threads;
+    o.width = 24;
+    o.layers = 3;
+    o.heads = o.kv_heads = 2;
+    o.head_dim = 8;
+    o.hidden = 32;
+    o.block_tokens = 15;
+    o.guided_layer = 1;
+    o.guided_heads = 1;
+    o.remembered = 20;
+    return o;
+}
+
+static cairn_trainer *trainer(const fixture *fx, const cairn_trainer_options *o, const cairn_train_stage *stages,
+                              size_t n)
+{
+    cairn_trainer *t = NULL;
+    assert_ok(cairn_trainer_new(o, fx->corpus, stages, n, &t));
+    return t;
+}
+
+static void run_steps(cairn_trainer *t, int n)
+{
+    cairn_train_report report;
+    for (int i = 0; i < n; i++) assert_ok(cairn_trainer_step(t, &report));
+}
+
+/* ---- lessons ---- */
+
+static void answers_are_what_the_text_said_and_guided_rows_point_at_it(void **state)
+{
+    fixture *fx = *state;
+    enum { BYTES = 480, C = 15 };
+    cairn_lesson lesson;
+    cairn_lesson_window w;
+    size_t answers = 0, guided = 0;
+    assert_ok(cairn_lesson_init(&lesson, 512));
+    assert_ok(cairn_lesson_window_init(&w, 512));
+    for (uint64_t seed = 0; seed < 300; seed++) {
+        cairn_train_stage stage = mixed_stage();
+        stage.facts = 6;
+        stage.questions = 5;
+        cairn_random r = cairn_random_of("test", seed, 0, 0);
+        assert_ok(cairn_lesson_make(&lesson, fx->corpus, &stage, &r, BYTES));
+        assert_int_equal(lesson.n, BYTES);
+        for (size_t i = 0; i < BYTES; i++) assert_in_range(lesson.bytes[i], 9, 126);
+        for (size_t i = 0; i + 1 < BYTES; i++) { /* every whole answer, found by its tags */
+            if (lesson.tags[i] == CAIRN_LESSON_TEXT || (i > 0 && lesson.tags[i - 1] != CAIRN_LESSON_TEXT)) continue;
+            const bool named = lesson.tags[i] == CAIRN_LESSON_NAMED;
+            char fact[40];
+            if (named) /* "ABCD is " stands before the digits, in every sentence */
+                snprintf(fact, sizeof fact, "%.8s%.5s", lesson.bytes + i - 8, lesson.bytes + i);
+            else
+                snprintf(fact, sizeof fact, "The pass key is %.5s", lesson.bytes + i);
+            const uint8_t *first = memmem(lesson.bytes, BYTES, fact, strlen(fact));
+            assert_non_null(first);
+            assert_true(first + strlen(fact) <= lesson.bytes + i);
+            assert_true(lesson.weights[i] == 3 * stage.answer_weight);
+            assert_true(lesson.weights[i + 4] == stage.answer_weight);
+            answers++;
+        }
+        cairn_lesson_to_window(&lesson, C, 1, 3, 259, 512, &w);
+        for (size_t row = 0, byte = 0; row < 512; row++) {
+            if (row % (C + 1) == C) {
+                assert_int_equal(w.slots[row], 259);
+                assert_int_equal(w.targets[row], -1);
+                continue;
+            }
+            assert_int_equal(w.slots[row], byte == 0 ? 1 : 3 + lesson.bytes[byte - 1]);
+            assert_int_equal(w.targets[row], 3 + lesson.bytes[byte]);
+            byte++;
+        }
+        for (size_t g = 0; g < w.n_guided; g++) {
+            const cairn_train_guided *row = &w.guided[g];
+            assert_true(g == 0 || w.guided[g - 1].row < row->row);
+            assert_int_not_equal(w.tags[row->row], CAIRN_LESSON_TEXT);
+            for (uint32_t i = 0; i < row->n; i++) {
+                assert_true(row->slots[i] <= row->row);
+                assert_int_equal(w.slots[row->slots[i]], w.targets[row->row]);
+            }
+            guided++;
+        }
+    }
+    print_message("  %zu answers, %zu guided rows\n", answers, guided);
+    assert_true(answers > 500 && guided > 1000);
+    cairn_lesson_wipe(&lesson);
+    cairn_lesson_window_wipe(&w);
+}
+
+/* ---- runs ---- */
+
+static void a_resumed_run_is_the_undisturbed_one_bit_for_bit(void **state)
+{
+    fixture *fx = *state;
+    cairn_train_stage stages[2] = {mixed_stage(), mixed_stage()};
+    stages[1].window = 80;
+    stages[1].steps = 4;
+    const cairn_trainer_options o = small_model(2);
+    cairn_trainer *whole = trainer(fx, &o, stages, 2), *first = trainer(fx, &o, stages, 2);
+    cairn_trainer *second = trainer(fx, &o, stages, 2);
+    run_steps(whole, 10);
+    run_steps(first, 7);
+    assert_ok(cairn_trainer_save(first, fx->checkpoint));
+    assert_ok(cairn_trainer_load(second, fx->checkpoint, false));
+    run_steps(second, 3);
+    assert_memory_equal(whole->params, second->params, whole->layout->total * sizeof(float));
+    cairn_train_report report;
+    assert_int_equal(cairn_trainer_step(second, &report), CAIRN_NOT_FOUND);
+    assert_int_equal(report.step, 10);
+    assert_ok(cairn_trainer_export(whole, "small", CAIRN_GGUF_F16, fx->model));
+    cairn_model *model = NULL;
+    assert_ok(cairn_model_open(fx->model, &model));
+    assert_int_equal(cairn_model_shape(model)->block_tokens, 15);
+    cairn_model_close(model);
+
+    /* what is remembered is part of the state: a run that forgot it goes elsewhere */
+    cairn_trainer *forgot = trainer(fx, &o, stages, 2);
+    assert_ok(cairn_trainer_load(forgot, fx->checkpoint, false));
+    size_t *counters, n_counters, n_keys;
+    float *keys;
+    cairn_train_attention_memory_f32(cairn_train_model_attention_f32(forgot->lanes[0].model), &counters, &n_counters,
+                                     &keys, &n_keys);
+    assert_true(n_counters == 6 && n_keys == 6 * 20 * 8);
+    memset(counters, 0, n_counters * sizeof *counters);
+    run_steps(forgot, 3);
+    assert_memory_not_equal(whole->params, forgot->params, whole->layout->total * sizeof(float));
+    cairn_trainer_free(whole), cairn_trainer_free(first), cairn_trainer_free(second), cairn_trainer_free(forgot);
+}
+
+static void a_small_model_learns_its_text_whatever_the_threads(void **state)
+{
+    fixture *fx = *state;
+    cairn_train_stage stage = mixed_stage();
+    stage.steps = 60;
+    stage.text = 1;
+    stage.dense = 0;
+    for (uint32_t threads = 1; threads <= 3; threads++) {
+        const cairn_trainer_options o = small_model(threads);
+        cairn_trainer *t = trainer(fx, &o, &stage, 1);
+        cairn_train_report one, last = {0};
+        assert_ok(cairn_trainer_step(t, &one));
+        const double before = one.text_nats / (double)one.text_tokens;
+        assert_in_range(before * 100, 450, 700); /* ln 260 is 5.56 */
+        for (int i = 1; i < 60; i++) {
+            assert_ok(cairn_trainer_step(t, &one));
+            if (i >= 50) cairn_train_report_add(&last, &one);
+        }
+        assert_int_equal(last.tokens, 10 * 5 * 60);
+        const double after = last.text_nats / (double)last.text_tokens;
+        print_message("  %u threads: %.2f nats, then %.2f\n", threads, before, after);
+        assert_true(after < 2.0); /* eight words, equally likely: about 0.45 nats a byte at best */
+        cairn_trainer_free(t);
+    }
+}
+
+static void a_loss_that_is_not_finite_stops_at_its_step_and_changes_nothing(void **state)
+{
+    fixture *fx = *state;
+    const cairn_train_stage stage = mixed_stage();
+    const cairn_trainer_options o = small_model(2);
+    cairn_trainer *t = trainer(fx, &o, &stage, 1);
+    run_steps(t, 2);
+    float *before = malloc(t->layout->total * sizeof *before);
+    t->params[t->layout->output_norm] = NAN;
+    memcpy(before, t->params, t->layout->total * sizeof *before);
+    cairn_train_report report;
+    assert_int_equal(cairn_trainer_step(t, &report), CAIRN_INVALID);
+    assert_non_null(strstr(cairn_last_error(), "step 2"));
+    assert_memory_equal(before, t->params, t->layout->total * sizeof *before);
+    free(before);
+    cairn_trainer_free(t);
+}
+
+/* ---- what is refused ---- */
+
+static void checkpoints_of_other_runs_and_damaged_ones_are_refused_by_name(void **state)
+{
+    fixture *fx = *state;
+    cairn_train_stage stage = mixed_stage();
+    cairn_trainer_options o = small_model(2);
+    cairn_trainer *t = trainer(fx, &o, &stage, 1);
+    run_steps(t, 1);
+    assert_ok(cairn_trainer_save(t, fx->checkpoint));
+    cairn_trainer_free(t);
+
+    cairn_trainer_options others[4] = {o, o, o, o};
+    others[0].hidden += 8;
+    others[1].threads = 1;
+    others[2].seed = 99;
+    others[3].remembered = 21;
+    const char *const words[4] = {"shape", "2 threads", "seed 1", "remembers"};
+    for (int i = 0; i < 4; i++) {
+        t = trainer(fx, &others[i], &stage, 1);
+        assert_int_equal(cairn_trainer_load(t, fx->checkpoint, false), CAIRN_MISMATCH);
+        assert_non_null(strstr(cairn_last_error(), words[i]));
+        cairn_trainer_free(t);
+    }
+    stage.guide = 0.25F;
+    t = trainer(fx, &o, &stage, 1);
+    assert_int_equal(cairn_trainer_load(t, fx->checkpoint, false), CAIRN_MISMATCH);
+    assert_non_null(strstr(cairn_last_error(), "stages"));
+    assert_ok(cairn_trainer_load(t, fx->checkpoint, true));
+
+    size_t bytes;
+    uint8_t *file = test_read_file(fx->checkpoint, &bytes);
+    assert_non_null(file);
+    for (size_t at = 0; at < bytes; at += bytes / 50) { /* any byte */
+        file[at] ^= 0x10;
+        test_write_file(fx->checkpoint, file, bytes);
+        cairn_status st = cairn_trainer_load(t, fx->checkpoint, true);
+        assert_true(st == CAIRN_CORRUPT || (at < 8 && st == CAIRN_INVALID) || (at < 12 && st == CAIRN_UNSUPPORTED));
+        file[at] ^= 0x10;
+    }
+    for (size_t n = 0; n < bytes; n += 1 + bytes / 40) { /* any length */
+        test_write_file(fx->checkpoint, file, n);
+        cairn_status st = cairn_trainer_load(t, fx->checkpoint, true);
+        assert_true(st == CAIRN_CORRUPT || st == CAIRN_INVALID);
+    }
+    free(file);
+    unlink(fx->checkpoint);
+    assert_int_equal(cairn_trainer_load(t, fx->checkpoint, true), CAIRN_NOT_FOUND);
+    cairn_trainer_free(t);
+}
+
+static void a_disk_that_is_full_leaves_the_old_checkpoint(void **state)
+{
+    fixture *fx = *state;
+    const cairn_train_stage stage = mixed_stage();
+    const cairn_trainer_options o = small_model(1);
+    cairn_trainer *t = trainer(fx, &o, &stage, 1), *again = trainer(fx, &o, &stage, 1);
+    run_steps(t, 1);
+    assert_ok(cairn_trainer_save(t, fx->checkpoint));
+    run_steps(t, 1);
+    struct rlimit was, tight = {.rlim_cur = 20000};
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &was), 0);
+    tight.rlim_max = was.rlim_max;
+    signal(SIGXFSZ, SIG_IGN); /* writes beyond the limit fail then, as on a full disk */
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &tight), 0);
+    cairn_status st = cairn_trainer_save(t, fx->checkpoint);
+    cairn_status st_model = cairn_trainer_export(t, "small", CAIRN_GGUF_F16, fx->model);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &was), 0);
+    assert_int_equal(st, CAIRN_IO);
+    assert_int_equal(st_model, CAIRN_IO);
+    assert_non_null(strstr(cairn_last_error(), "model.gguf"));
+    assert_ok(cairn_trainer_load(again, fx->checkpoint, false));
+    assert_int_equal(again->step, 1);
+    assert_int_equal(access(fx->model, F_OK), -1);
+    cairn_trainer_free(t), cairn_trainer_free(again);
+}
+
+static void stages_that_cannot_be_are_refused_by_the_field(void **state)
+{
+    fixture *fx = *state;
+    const cairn_trainer_options o = small_model(1);
+    const cairn_train_stage good = mixed_stage();
+    cairn_train_stage bad[8] = {good, good, good, good, good, good, good, good};
+    bad[0].window = 65;
+    bad[1].window = 4 << 20;
+    bad[2].dense = 1.5F;
+    bad[3].text = 0.9F;
+    bad[4].steps = 0;
+    bad[5].facts = 0;
+    bad[6].adam = NAN;
+    bad[7].window = 1 << 20; /* of 1.9 million bytes */
+    const char *const words[8] = {"65 slots", "window", "dense", "together", "steps", "facts", "adam", NULL};
+    for (int i = 0; i < 7; i++) {
+        cairn_trainer *t = NULL;
+        assert_int_equal(cairn_trainer_new(&o, fx->corpus, &bad[i], 1, &t), CAIRN_INVALID);
+        assert_non_null(strstr(cairn_last_error(), words[i]));
+        assert_null(t);
+    }
+    char *tiny = test_path(fx->dir, "tiny");
+    test_write_file(tiny, "too short", 9);
+    const char *path = tiny;
+    cairn_corpus *corpus = NULL;
+    cairn_trainer *t = NULL;
+    assert_ok(cairn_corpus_open(&path, 1, 0, &corpus));
+    assert_int_equal(cairn_trainer_new(&o, corpus, &good, 1, &t), CAIRN_INVALID);
+    assert_non_null(strstr(cairn_last_error(), "9 bytes"));
+    assert_int_equal(cairn_trainer_new(&o, fx->corpus, NULL, 0, &t), CAIRN_INVALID);
+    cairn_corpus_close(corpus);
+    free(tiny);
+}
+
+static void failing_allocations_leave_nothing(void **state)
+{
+    fixture *fx = *state;
+    const cairn_train_stage stage = mixed_stage();
+    const cairn_trainer_options o = small_model(1);
+    for (uint64_t n = 1;; n++) {
+        cairn_trainer *t = NULL;
+        cairn_alloc_fail_at(n);
+        cairn_status st = cairn_trainer_new(&o, fx->corpus, &stage, 1, &t);
+        cairn_alloc_fail_at(0);
+        cairn_trainer_free(t);
+        if (st == CAIRN_OK) break;
+        assert_int_equal(st, CAIRN_NO_MEMORY);
+    }
+}
+
+#define with_fixture(test) cmocka_unit_test_setup_teardown(test, set_up, tear_down)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        with_fixture(answers_are_what_the_text_said_and_guided_rows_point_at_it),
+        with_fixture(a_resumed_run_is_the_undisturbed_one_bit_for_bit),
+        with_fixture(a_small_model_learns_its_text_whatever_the_threads),
+        with_fixture(a_loss_that_is_not_finite_stops_at_its_step_and_changes_nothing),
+        with_fixture(checkpoints_of_other_runs_and_damaged_ones_are_refused_by_name),
+        with_fixture(a_disk_that_is_full_leaves_the_old_checkpoint),
+        with_fixture(stages_that_cannot_be_are_refused_by_the_field),
+        with_fixture(failing_allocations_leave_nothing),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -12,19 +12,16 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { SCOPE_TOKEN_HEAD }; /* the first word of --scope, the default */
-enum { WINDOW_MODEL = UINT32_MAX };
-
 static struct {
     const char *model;
     cli_texts contexts, stops;
-    uint32_t n, sources, window;
-    int scope;
-    double mass, temperature, top_p;
+    uint32_t n, sources;
+    double temperature, top_p;
     uint64_t seed;
     bool fresh, keep, stats;
+    policy_flags policy;
     session_flags session;
-} flags = {.n = 64, .window = WINDOW_MODEL, .top_p = 1, .session = SESSION_FLAGS_INIT};
+} flags = {.n = 64, .top_p = 1, .policy = POLICY_FLAGS_INIT, .session = SESSION_FLAGS_INIT};
 
 static const cli_option options[] = {
     OPT_NEEDED(CLI_TEXT, "model", 'm', &flags.model, "FILE", "the model the store was made with"),
@@ -32,9 +29,7 @@ static const cli_option options[] = {
                "a context, several by commas, or a glob: 'docs/*'"),
     OPT_NUMBER(CLI_U32, "tokens", 'n', &flags.n, "N", "at most this many tokens of answer (64)", 1, 1000000),
     OPT_TEXTS("stop", 0, &flags.stops, "TEXT", "end before this text ('\\n'); '' = only at -n; may be repeated"),
-    OPT_REAL("mass", &flags.mass, "P", "fewest blocks (at most --top-k) that retain this attention mass", 0.0001, 1),
-    OPT_CHOICE("scope", &flags.scope, "token+head|head|token", "which rows share one choice of blocks"),
-    OPT_NUMBER(CLI_U32, "window", 0, &flags.window, "N", "newest blocks always visible (the model's)", 0, 1000000),
+    POLICY_OPTIONS(flags.policy),
     OPT_REAL("temperature", &flags.temperature, "T", "0 = always the likeliest token (0)", 0, 100),
     OPT_REAL("top-p", &flags.top_p, "P", "sample among the likeliest tokens that make up P (1)", 0.0001, 1),
     OPT_NUMBER(CLI_U64, "seed", 0, &flags.seed, "N", "of the sampling (0)", 0, UINT64_MAX),
@@ -231,10 +226,7 @@ static int begin(run_state *r)
     cairn_session_options opt;
     int code = session_options(r->c, &flags.session, &r->model, &opt);
     if (code >= 0) return code;
-    static const cairn_scope scopes[] = {CAIRN_SCOPE_TOKEN_HEAD, CAIRN_SCOPE_HEAD, CAIRN_SCOPE_TOKEN};
-    opt.policy.scope = scopes[flags.scope];
-    opt.policy.mass = (float)flags.mass;
-    if (flags.window != WINDOW_MODEL) opt.policy.window_blocks = (int32_t)flags.window;
+    policy_set(&flags.policy, &opt.policy);
     opt.fresh = flags.fresh;
     opt.write = flags.keep;
     const char *const *items = (const char *const *)r->contexts.items;
@@ -410,9 +402,8 @@ static int run(cli *c, int argc, char **argv)
     (void)argc;
     run_state r = {.c = c, .answer.print = !c->json};
     if (flags.fresh && flags.keep) return cli_usage(c, "--fresh and --keep exclude each other");
-    if (flags.mass > 0 && flags.scope != SCOPE_TOKEN_HEAD)
-        return cli_usage(c, "--mass: needs --scope token+head, where each row and head has its own choice");
-    int code = read_stops(c);
+    int code = policy_check(c, &flags.policy);
+    if (code < 0) code = read_stops(c);
     if (code < 0) code = model_open(c, flags.model, true, &r.model);
     if (code < 0) code = store_open(c, argv[0], &r.model, !flags.keep, &r.store);
     if (code < 0) code = find_contexts(&r);

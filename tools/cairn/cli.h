@@ -39,6 +39,10 @@ typedef enum cli_kind {
     CLI_OPTIONAL, /* uint32_t in [min, max]; the value is optional (--sources, --sources=9), `low` if left out */
     CLI_REAL,     /* double in [low, high] */
     CLI_SIZE,     /* uint64_t bytes in [min, max]: 4096, 256M, 1G (powers of 1024) */
+    CLI_U64S,     /* cli_numbers: whole numbers separated by commas */
+    CLI_SIZES,    /* cli_numbers: sizes separated by commas */
+    CLI_COUNTS,   /* cli_numbers: counts separated by commas, "all" = UINT32_MAX */
+    CLI_REALS,    /* cli_reals: numbers in [low, high] separated by commas */
     CLI_CHOICE    /* int: number of the word in `arg`, "auto|map|read" */
 } cli_kind;
 
@@ -46,6 +50,16 @@ typedef struct cli_texts {
     const char **items;
     size_t n;
 } cli_texts;
+
+typedef struct cli_numbers { /* given again, an option adds to its list */
+    uint64_t *items;
+    size_t n;
+} cli_numbers;
+
+typedef struct cli_reals {
+    double *items;
+    size_t n;
+} cli_reals;
 
 typedef struct cli_option {
     const char *name; /* without the dashes */
@@ -84,6 +98,10 @@ typedef struct cli_option {
     {                                                                                                                  \
         name, out, arg, help, 0, 0, low, high, CLI_REAL, 0, false                                                      \
     }
+#define OPT_REALS(name, out, arg, help, low, high)                                                                     \
+    {                                                                                                                  \
+        name, out, arg, help, 0, 0, low, high, CLI_REALS, 0, false                                                     \
+    }
 #define OPT_NUMBER(kind, name, letter, out, arg, help, min, max)                                                       \
     {                                                                                                                  \
         name, out, arg, help, min, max, 0, 0, kind, letter, false                                                      \
@@ -105,6 +123,10 @@ typedef struct cli_command {
     int min_args;
     int max_args; /* -1 = any number */
     int (*run)(cli *c, int argc, char **argv);
+    /* A group instead: "bench" is followed by the last word of one of its members, "bench passkey". It has no options
+     * and no run() of its own. */
+    const struct cli_command *const *members;
+    size_t n_members;
 } cli_command;
 
 #define CLI_COUNT_OF(array) (sizeof(array) / sizeof(array)[0])
@@ -112,12 +134,13 @@ typedef struct cli_command {
 
 extern const cli_command command_ingest, command_ask, command_list, command_stat, command_show, command_fork,
     command_drop, command_rename, command_verify, command_reindex, command_compact, command_export, command_import,
-    command_logits, command_train;
+    command_logits, command_train, command_bench;
 
 /* Fills the variables of the command's table from argv[1..]; --json, --quiet, --progress and --help belong to every
  * command. Returns -1 to go on (positional arguments are then argv[*first..argc)) or the exit code. */
 int cli_parse(cli *c, const cli_command *command, int argc, char **argv, int *first);
 void cli_print_help(const cli_command *command);
+const char *cli_last_word(const cli_command *member); /* "passkey" of "bench passkey" */
 /* The candidate nearest to `word` if it could be a slip of the fingers, else NULL. */
 const char *cli_nearest(const char *word, const char *const *candidates, size_t n);
 

@@ -75,27 +75,80 @@ static int choice_of(const char *words, const char *value)
     }
 }
 
+static int read_number(cli *c, const cli_option *o, const char *value, uint64_t *out)
+{
+    bool size = o->kind == CLI_SIZE || o->kind == CLI_SIZES;
+    *out = UINT32_MAX;
+    if ((o->kind == CLI_COUNT || o->kind == CLI_COUNTS) && strcmp(value, "all") == 0) return -1;
+    if (!(size ? cli_parse_size(value, out) : cli_parse_u64(value, out)))
+        return cli_usage(c, "--%s: '%s' is not a %s", o->name, value,
+                         size ? "size such as 4096, 256M or 1G" : "whole number that fits");
+    if (*out < o->min || *out > o->max)
+        return cli_usage(c, "--%s: %s is not between %llu and %llu", o->name, value, (unsigned long long)o->min,
+                         (unsigned long long)o->max);
+    return -1;
+}
+
 static int set_number(cli *c, const cli_option *o, const char *value)
 {
     uint64_t number = 0;
-    bool all = o->kind == CLI_COUNT && strcmp(value, "all") == 0;
-    bool read = all || (o->kind == CLI_SIZE ? cli_parse_size(value, &number) : cli_parse_u64(value, &number));
-    if (!read)
-        return cli_usage(c, "--%s: '%s' is not a %s", o->name, value,
-                         o->kind == CLI_SIZE ? "size such as 4096, 256M or 1G" : "whole number that fits");
-    if (!all && (number < o->min || number > o->max))
-        return cli_usage(c, "--%s: %s is not between %llu and %llu", o->name, value, (unsigned long long)o->min,
-                         (unsigned long long)o->max);
+    int code = read_number(c, o, value, &number);
+    if (code >= 0) return code;
     if (o->kind == CLI_SIZE || o->kind == CLI_U64)
         *(uint64_t *)o->out = number;
     else
-        *(uint32_t *)o->out = all ? UINT32_MAX : (uint32_t)number;
+        *(uint32_t *)o->out = (uint32_t)number;
     return -1;
+}
+
+static int read_real(cli *c, const cli_option *o, const char *value, double *out)
+{
+    if (!cli_parse_real(value, out)) return cli_usage(c, "--%s: '%s' is not a number", o->name, value);
+    if (*out < o->low || *out > o->high)
+        return cli_usage(c, "--%s: %s is not between %g and %g", o->name, value, o->low, o->high);
+    return -1;
+}
+
+static int add_number(cli *c, const cli_option *o, const char *value)
+{
+    cli_numbers *list = o->out;
+    uint64_t *items = realloc(list->items, (list->n + 1) * sizeof *items);
+    if (items == NULL) return cli_fail(c, EXIT_FAILED, "out of memory");
+    list->items = items;
+    int code = read_number(c, o, value, &items[list->n]);
+    if (code < 0) list->n++;
+    return code;
+}
+
+static int add_real(cli *c, const cli_option *o, const char *value)
+{
+    cli_reals *list = o->out;
+    double *items = realloc(list->items, (list->n + 1) * sizeof *items);
+    if (items == NULL) return cli_fail(c, EXIT_FAILED, "out of memory");
+    list->items = items;
+    int code = read_real(c, o, value, &items[list->n]);
+    if (code < 0) list->n++;
+    return code;
+}
+
+/* "4,16,all": an empty part is a mistake like any other. */
+static int set_list(cli *c, const cli_option *o, const char *value)
+{
+    char *copy = strdup(value), *rest = copy, *part;
+    int code = copy != NULL ? -1 : cli_fail(c, EXIT_FAILED, "out of memory");
+    while (code < 0 && (part = strsep(&rest, ",")) != NULL)
+        code = o->kind == CLI_REALS ? add_real(c, o, part) : add_number(c, o, part);
+    free(copy);
+    return code;
 }
 
 static int set_option(cli *c, const cli_option *o, const char *value)
 {
     switch (o->kind) {
+    case CLI_U64S:
+    case CLI_SIZES:
+    case CLI_COUNTS:
+    case CLI_REALS: return set_list(c, o, value);
     case CLI_FLAG: *(bool *)o->out = true; return -1;
     case CLI_TEXT: *(const char **)o->out = value; return -1;
     case CLI_TEXTS: {
@@ -118,11 +171,9 @@ static int set_option(cli *c, const cli_option *o, const char *value)
     case CLI_SIZE: return set_number(c, o, value);
     case CLI_REAL: {
         double real = 0;
-        if (!cli_parse_real(value, &real)) return cli_usage(c, "--%s: '%s' is not a number", o->name, value);
-        if (real < o->low || real > o->high)
-            return cli_usage(c, "--%s: %s is not between %g and %g", o->name, value, o->low, o->high);
-        *(double *)o->out = real;
-        return -1;
+        int code = read_real(c, o, value, &real);
+        if (code < 0) *(double *)o->out = real;
+        return code;
     }
     case CLI_CHOICE: {
         int choice = choice_of(o->arg, value);
@@ -239,8 +290,22 @@ static void print_option(const cli_option *o)
         printf("  %-28s  %s\n", left, o->help);
 }
 
+const char *cli_last_word(const cli_command *member)
+{
+    const char *blank = strrchr(member->name, ' ');
+    return blank != NULL ? blank + 1 : member->name;
+}
+
 void cli_print_help(const cli_command *command)
 {
+    if (command->members != NULL) {
+        printf("usage: cairn %s %s\n\n%s\n\n", command->name, command->usage, command->about);
+        for (size_t i = 0; i < command->n_members; i++)
+            printf("  %-8s  %s\n", cli_last_word(command->members[i]), command->members[i]->summary);
+        printf("\n'cairn %s %s --help' shows its options; each has --json and --progress.\n\nexamples:\n%s\n",
+               command->name, cli_last_word(command->members[0]), command->example);
+        return;
+    }
     printf("usage: cairn %s %s\n\n%s\n\noptions:\n", command->name, command->usage, command->about);
     for (size_t i = 0; i < command->n_options + CLI_COUNT_OF(common_options); i++) print_option(option_at(command, i));
     printf("\nexamples:\n%s\n", command->example);

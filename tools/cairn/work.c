@@ -321,3 +321,18 @@ int session_options(cli *c, const session_flags *flags, const model_ref *model, 
     if (flags->top_k != TOP_K_MODEL) out->policy.top_k = flags->top_k;
     return -1;
 }
+
+int policy_check(cli *c, const policy_flags *flags)
+{
+    if (flags->mass > 0 && flags->scope != CAIRN_SCOPE_TOKEN_HEAD)
+        return cli_usage(c, "--mass: needs --scope token+head, where each row and head has its own choice");
+    return -1;
+}
+
+void policy_set(const policy_flags *flags, cairn_policy *policy)
+{
+    static const cairn_scope scopes[] = {CAIRN_SCOPE_TOKEN_HEAD, CAIRN_SCOPE_HEAD, CAIRN_SCOPE_TOKEN};
+    policy->scope = scopes[flags->scope];
+    policy->mass = (float)flags->mass;
+    if (flags->window != WINDOW_MODEL) policy->window_blocks = (int32_t)flags->window;
+}

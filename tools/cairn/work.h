@@ -70,18 +70,38 @@ typedef struct session_flags {
         .ram_bytes = UINT64_C(256) << 20, .top_k = TOP_K_MODEL                                                         \
     }
 #define SESSION_OPTIONS(f)                                                                                             \
+    SESSION_OPTIONS_BUT_K(f), OPT_NUMBER(CLI_COUNT, "top-k", 0, &(f).top_k, "N|all",                                   \
+                                         "blocks retrieved per step and head (the model's)", 0, 1000000)
+#define SESSION_OPTIONS_BUT_K(f) /* for a command that takes a list of them */                                         \
     OPT_CHOICE("fetch", &(f).fetch, "auto|map|read", "how tiles are reached: map suits a store that fits free RAM"),   \
         OPT_NUMBER(CLI_SIZE, "ram", 0, &(f).ram_bytes, "SIZE", "RAM budget of the session (256M)", 1 << 20,            \
                    UINT64_C(1) << 50),                                                                                 \
         OPT_NUMBER(CLI_U32, "threads", 0, &(f).threads, "N", "worker threads; 0 = one per core (0)", 0, 256),          \
-        OPT_NUMBER(CLI_COUNT, "top-k", 0, &(f).top_k, "N|all", "blocks retrieved per step and head (the model's)", 0,  \
-                   1000000),                                                                                           \
         OPT_TEXT("index", 0, &(f).index, "KIND",                                                                       \
                  "auto, scan, exact, flat, sq8, ivf, hnsw, or a FAISS factory string"),                                \
         OPT_NUMBER(CLI_U32, "chunk-blocks", 0, &(f).chunk_blocks, "N", "blocks run through the model at once (16)", 1, \
                    4096)
 /* Library options from the flags. A --index that FAISS refuses is a usage error. */
 int session_options(cli *c, const session_flags *flags, const model_ref *model, cairn_session_options *out);
+
+/* Which blocks a row sees, beside their number. */
+typedef struct policy_flags {
+    int scope;       /* cairn_scope */
+    double mass;     /* 0 = no target */
+    uint32_t window; /* WINDOW_MODEL = the model's */
+} policy_flags;
+#define WINDOW_MODEL UINT32_MAX
+#define POLICY_FLAGS_INIT                                                                                              \
+    {                                                                                                                  \
+        .window = WINDOW_MODEL                                                                                         \
+    }
+#define POLICY_OPTIONS(f)                                                                                              \
+    OPT_REAL("mass", &(f).mass, "P", "fewest blocks (at most --top-k) that retain this attention mass", 0.0001, 1),    \
+        OPT_CHOICE("scope", &(f).scope, "token+head|head|token", "which rows share one choice of blocks"),             \
+        OPT_NUMBER(CLI_U32, "window", 0, &(f).window, "N", "newest blocks always visible (the model's)", 0, 1000000)
+int policy_check(cli *c, const policy_flags *flags); /* a usage error if they exclude each other */
+void policy_set(const policy_flags *flags, cairn_policy *policy);
+
 int index_kind_check(cli *c, const char *kind, const model_ref *model); /* NULL and "auto" are fine */
 
 #endif

@@ -1,0 +1,92 @@
+/* bench.h - what the benches share: a model, held-out text, a store of their own, the words of a report. */
+#ifndef CAIRN_CLI_BENCH_H
+#define CAIRN_CLI_BENCH_H
+
+#include "work.h"
+
+#include <cairn/train.h>
+
+/* ---- options of every bench that reads text ---- */
+
+typedef struct bench_flags {
+    const char *model, *dir;
+    cli_texts corpus;
+    double held_out;
+    int dtype; /* cairn_dtype */
+    uint32_t seed;
+    policy_flags policy;
+    session_flags session;
+} bench_flags;
+#define BENCH_FLAGS_INIT                                                                                               \
+    {                                                                                                                  \
+        .held_out = 0.05, .dtype = CAIRN_F16, .policy = POLICY_FLAGS_INIT, .session = SESSION_FLAGS_INIT               \
+    }
+#define BENCH_OPTIONS(f)                                                                                               \
+    OPT_NEEDED(CLI_TEXT, "model", 'm', &(f).model, "FILE", "a GGUF file with a vocabulary of bytes"),                  \
+        OPT_NEEDED(CLI_TEXTS, "corpus", 0, &(f).corpus, "PATH",                                                        \
+                   "text: a file or directory; more may follow as arguments"),                                         \
+        OPT_REAL("held-out", &(f).held_out, "P",                                                                       \
+                 "the part of it that training left out; 1 = the model never saw any of it (0.05)", 1e-6, 1),          \
+        OPT_NUMBER(CLI_U32, "seed", 0, &(f).seed, "N", "of the choice of texts (0)", 0, UINT32_MAX),                   \
+        OPT_TEXT("dir", 0, &(f).dir, "DIR", "where the temporary store is made ($TMPDIR or /tmp)"),                    \
+        OPT_CHOICE("dtype", &(f).dtype, "f32|f16|bf16|q8", "element type of the store (f16)"),                         \
+        POLICY_OPTIONS(f.policy), SESSION_OPTIONS_BUT_K(f.session)
+
+/* ---- a run ---- */
+
+typedef struct bench {
+    cli *c;
+    const bench_flags *flags;
+    model_ref model;
+    cairn_corpus *corpus;
+    uint64_t held_bytes; /* of the corpus */
+    cairn_session_options options;
+    char *dir;                  /* of the store, made for this run */
+    cairn_store *store;         /* NULL for a model without landmarks, which keeps nothing */
+    cairn_session_info machine; /* of a session: kernels, threads, index, tiers */
+    uint64_t start_ns;
+    uint64_t texts, texts_done; /* for the sentence after Ctrl-C */
+} bench;
+
+/* Opens what the flags name and the further corpus paths of the command line; catches Ctrl-C. -1 or the exit code;
+ * bench_end either way: it removes the store. landmarks: only a landmark model will do. */
+int bench_begin(cli *c, const bench_flags *flags, bool landmarks, int argc, char **argv, bench *out);
+void bench_end(bench *b);
+/* Fails unless the held-out text has that many bytes. */
+int bench_needs_bytes(const bench *b, uint64_t bytes);
+
+/* A new context "text" and a stream that fills it; without a store, a stream in memory. */
+typedef struct bench_stream {
+    cairn_session *session;
+    cairn_runtime *runtime;
+} bench_stream;
+#define BENCH_CONTEXT "text"
+int bench_stream_begin(bench *b, const cairn_session_options *options, bench_stream *out);
+/* logits (n, vocab) or NULL. What has piled up is committed. */
+int bench_stream_feed(bench *b, bench_stream *s, const cairn_token *tokens, size_t n, float *logits);
+size_t bench_piece(const bench *b); /* tokens of a prefill chunk: what is best fed at once */
+int bench_stream_commit(bench *b, bench_stream *s);
+void bench_stream_end(bench_stream *s);
+int bench_drop(bench *b);          /* the context */
+int bench_stopped(const bench *b); /* after Ctrl-C the exit code, said; else -1 */
+/* BOS, if the model has one, and text as tokens, malloc'ed. */
+int bench_encode(const bench *b, bool bos, const char *text, size_t bytes, cairn_token **out, size_t *n);
+bool bench_has_bos(const bench *b);
+
+/* ---- figures ---- */
+
+/* Wilson's 95 % interval of a share (Wilson 1927): honest near 0 and 1 too, where the usual one has no width. */
+void bench_wilson(uint64_t right, uint64_t asked, double *low, double *high);
+/* Mean and its standard error (0 for fewer than two). */
+void bench_mean(const double *x, size_t n, double *mean, double *error);
+const char *bench_k(human *h, uint64_t top_k); /* "4", "all" */
+json_t *bench_k_json(uint64_t top_k);
+
+/* The lines above a table: model, corpus, machine. */
+void bench_print_head(const bench *b);
+/* {"bench", "version", "machine", "model", "corpus", "seed", ..., "cells"}; steals cells. */
+json_t *bench_json(const bench *b, const char *name, json_t *cells);
+
+extern const cli_command command_bench_passkey, command_bench_ppl;
+
+#endif

@@ -59,8 +59,8 @@ static long long tokens_of(const char *context)
 
 /* ---- help and usage ---- */
 
-static const char *const commands[] = {"ingest", "ask",    "list",    "stat",    "show",   "fork",   "drop",
-                                       "rename", "verify", "reindex", "compact", "export", "import", "logits"};
+static const char *const commands[] = {"ingest", "ask",     "list",    "stat",   "show",   "fork",   "drop", "rename",
+                                       "verify", "reindex", "compact", "export", "import", "logits", "bench"};
 
 static void help_names_every_command_and_each_has_a_page_with_an_example(void **state)
 {

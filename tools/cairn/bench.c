@@ -65,8 +65,8 @@ int bench_begin(cli *c, const bench_flags *flags, bool landmarks, int argc, char
     if (code < 0) code = model_open(c, flags->model, landmarks, &out->model);
     if (code < 0 && !out->model.info.byte_tokens)
         code = cli_fail(c, EXIT_FAILED,
-                        "'%s' is not a byte model: its vocabulary has %u tokens that are words or parts of words, and "
-                        "lengths here are counted in bytes",
+                        "'%s' is not a byte model: its %u tokens are not one for each byte, and lengths here are "
+                        "counted in bytes",
                         flags->model, out->model.info.vocab);
     if (code < 0) code = session_options(c, &flags->session, &out->model, &out->options);
     if (code < 0) code = open_corpus(out, argc, argv);

@@ -21,16 +21,18 @@ typedef struct bench_flags {
     {                                                                                                                  \
         .held_out = 0.05, .dtype = CAIRN_F16, .policy = POLICY_FLAGS_INIT, .session = SESSION_FLAGS_INIT               \
     }
+/* The first and the last rows of a bench's table; its own come in between. */
 #define BENCH_OPTIONS(f)                                                                                               \
     OPT_NEEDED(CLI_TEXT, "model", 'm', &(f).model, "FILE", "a GGUF file with a vocabulary of bytes"),                  \
         OPT_NEEDED(CLI_TEXTS, "corpus", 0, &(f).corpus, "PATH",                                                        \
                    "text: a file or directory; more may follow as arguments"),                                         \
         OPT_REAL("held-out", &(f).held_out, "P",                                                                       \
                  "the part of it that training left out; 1 = the model never saw any of it (0.05)", 1e-6, 1),          \
-        OPT_NUMBER(CLI_U32, "seed", 0, &(f).seed, "N", "of the choice of texts (0)", 0, UINT32_MAX),                   \
-        OPT_TEXT("dir", 0, &(f).dir, "DIR", "where the temporary store is made ($TMPDIR or /tmp)"),                    \
+        OPT_NUMBER(CLI_U32, "seed", 0, &(f).seed, "N", "of the choice of texts (0)", 0, UINT32_MAX)
+#define BENCH_STORE_OPTIONS(f)                                                                                         \
+    POLICY_OPTIONS(f.policy), OPT_TEXT("dir", 0, &(f).dir, "DIR", "where the store is made ($TMPDIR or /tmp)"),        \
         OPT_CHOICE("dtype", &(f).dtype, "f32|f16|bf16|q8", "element type of the store (f16)"),                         \
-        POLICY_OPTIONS(f.policy), SESSION_OPTIONS_BUT_K(f.session)
+        SESSION_OPTIONS_BUT_K(f.session)
 
 /* ---- a run ---- */
 

@@ -35,6 +35,7 @@ static const cli_option options[] = {
               "where the key asked for first stands, 0 begin, 1 end, text by text in turn (drawn)", 0, 1),
     OPT_FLAG("by-depth", 0, &flags.by_depth, "also by tenths of the text in which the key stands"),
     OPT_FLAG("no-retrieval", 0, &flags.no_retrieval, "the control: neither reading nor asking sees beyond the window"),
+    BENCH_STORE_OPTIONS(flags.bench),
 };
 
 /* ---- what is counted ---- */
@@ -363,11 +364,11 @@ static json_t *cells_json(const run_state *r)
             for (size_t d = 0; d < DECILES; d++)
                 json_array_append_new(depths, json_pack("{s:o, s:o}", "asked", json_count(n->asked_at[d]), "right",
                                                         json_count(n->right_at[d])));
-            json_t *one =
-                json_pack("{s:o, s:s, s:o, s:o, s:o, s:o, s:o, s:o}", "tokens", json_count(of->tokens), "kind",
-                          of->distractors == 0 ? "plain" : "named", "distractors", json_count(of->distractors), "top_k",
-                          bench_k_json(r->top_k[k]), "texts", json_count(of->texts), "asked", json_count(n->asked),
-                          "right", json_count(n->right), "digits_right", json_count(n->digits));
+            json_t *one = json_pack(
+                "{s:o, s:o, s:s, s:o, s:o, s:o, s:o, s:o, s:o}", "text_bytes", json_count(of->text_bytes), "tokens",
+                json_count(of->tokens), "kind", of->distractors == 0 ? "plain" : "named", "distractors",
+                json_count(of->distractors), "top_k", bench_k_json(r->top_k[k]), "texts", json_count(of->texts),
+                "asked", json_count(n->asked), "right", json_count(n->right), "digits_right", json_count(n->digits));
             json_t *more =
                 json_pack("{s:f, s:[f,f], s:b, s:f, s:f, s:o, s:O}", "percent", percent(n->right, n->asked),
                           "interval_percent", 100 * low, 100 * high, "retrieval", !flags.no_retrieval, "text_seconds",
@@ -387,9 +388,8 @@ static int run(cli *c, int argc, char **argv)
     if (flags.no_retrieval && flags.top_k.n > 0) return cli_usage(c, "--no-retrieval and --top-k exclude each other");
     int code = bench_begin(c, &flags.bench, true, argc, argv, &r.b);
     if (code < 0) code = plan(&r);
-    bool planned = code < 0;
     if (code < 0) code = measure(&r);
-    if (planned && !c->json && r.b.machine.kernels != NULL) { /* what was found before Ctrl-C is shown too */
+    if (r.b.texts_done > 0 && !c->json) { /* what was found before Ctrl-C is shown too */
         bench_print_head(&r.b);
         print_cells(&r);
         if (flags.by_depth) print_depths(&r);

@@ -28,6 +28,7 @@ static const cli_option options[] = {
                1000000),
     OPT_NUMBER(CLI_COUNTS, "top-k", 0, &flags.top_k, "N|all,...", "blocks retrieved (the model's)", 0, 1000000),
     OPT_NUMBER(CLI_SIZE, "last", 0, &flags.last, "N", "count only the last N bytes of a segment (all)", 1, 100000000),
+    BENCH_STORE_OPTIONS(flags.bench),
 };
 
 /* ---- what is counted ---- */
@@ -228,7 +229,7 @@ static figures figures_of(const run_state *r, const cell *of)
     bench_mean(of->bits, of->done, &f.bits, &f.error);
     f.perplexity = exp2(f.bits);
     if (of->rows > 0) f.attended = of->own / (double)of->rows;
-    if (s->rows > 0) /* of every layer and head: landmarks scored, of candidates and window, and whole blocks */
+    if (s->rows > 0) /* landmarks, of candidates and of the window, and whole blocks */
         f.attended += ((double)s->candidates + (double)(s->visible - s->chosen) +
                        (double)s->visible * r->b.model.shape->block_tokens) /
                       (double)s->rows;
@@ -320,9 +321,10 @@ const cli_command command_bench_ppl = {
         "many bits each next byte cost. Bits per byte is the mean over segments, after it its standard error;\n"
         "perplexity is 2 to that power, per byte. A model without landmarks sees its whole segment instead.\n"
         "\n"
-        "attended  what a row looks at, on average over rows, layers and heads: the tokens of its own block, every\n"
-        "          landmark it scored, and all tokens of each block that was chosen or is in the window\n"
-        "mass      the part of all attention that what was seen carries, where a layer could choose",
+        "attended  what a row looks at, on average over rows, heads and the layers that retrieve: the tokens of its\n"
+        "          own block, every landmark it could choose, and landmark and tokens of each block it chose and of\n"
+        "          those in the window\n"
+        "mass      the part of all attention that what it saw carries; unknown (-) where nothing was searched",
     .example =
         "  cairn bench ppl -m models/cairn-tiny-f16.gguf --held-out 1 --corpus /usr/share/doc --top-k 0,2,4,all\n"
         "  cairn bench ppl -m model.gguf --corpus text --length 4K,16K --last 1K --json",

@@ -90,6 +90,48 @@ static void what_the_writer_wrote_is_read_back(void **state)
     gguf_close(&f);
 }
 
+static void values_that_were_read_are_written_again_and_arrays_grow_by_an_element(void **state)
+{
+    fixture *fx = *state;
+    cairn_gguf_writer *w;
+    gguf f, g;
+    const char *const words[] = {"one", ""};
+    static const uint8_t three[8 + 3] = {3, 0, 0, 0, 0, 0, 0, 0, 't', 'w', 'o'}, wide[16] = {1, [8] = 2};
+    const gguf_value odd = {{"wide", 4}, GGUF_I64, true, 1, wide, 8},
+                     broken = {{"a\0b", 3}, GGUF_U8, false, 1, wide, 1};
+    size_t at = 0;
+    assert_ok(cairn_gguf_writer_new(&w));
+    assert_ok(cairn_gguf_put_strings(w, "words", words, 2));
+    assert_ok(cairn_gguf_put_string(w, "text", "two"));
+    assert_ok(gguf_put_value(w, &odd));
+    assert_int_equal(gguf_put_value(w, &odd), CAIRN_EXISTS);
+    assert_int_equal(gguf_put_value(w, &broken), CAIRN_INVALID);
+    assert_non_null(strstr(cairn_last_error(), "'a?b'"));
+    assert_ok(cairn_gguf_writer_save(w, fx->path));
+    cairn_gguf_writer_free(w);
+    assert_ok(gguf_open(fx->path, &f));
+    assert_int_equal(f.n_values, 3);
+    assert_ok(cairn_gguf_writer_new(&w));
+    assert_ok(gguf_put_longer(w, gguf_find(&f, "words"), three, sizeof three));
+    assert_ok(gguf_put_longer(w, gguf_find(&f, "wide"), wide + 8, 8));
+    assert_ok(gguf_put_value(w, gguf_find(&f, "text")));
+    assert_ok(cairn_gguf_writer_save(w, fx->path)); /* the old file stays mapped */
+    cairn_gguf_writer_free(w);
+    assert_ok(gguf_open(fx->path, &g));
+    const gguf_value *grown = gguf_find(&g, "words"), *text = gguf_find(&g, "text"), *was = gguf_find(&f, "text");
+    assert_int_equal(grown->count, 3);
+    assert_true(gguf_text_is(gguf_next_string(grown, &at), "one"));
+    assert_true(gguf_text_is(gguf_next_string(grown, &at), ""));
+    assert_true(gguf_text_is(gguf_next_string(grown, &at), "two"));
+    assert_int_equal(gguf_find(&g, "wide")->count, 2);
+    assert_int_equal(gguf_find(&g, "wide")->type, GGUF_I64);
+    assert_memory_equal(gguf_find(&g, "wide")->data, wide, sizeof wide);
+    assert_int_equal(text->bytes, was->bytes);
+    assert_memory_equal(text->data, was->data, was->bytes);
+    gguf_close(&f);
+    gguf_close(&g);
+}
+
 static int by_data(const void *a, const void *b)
 {
     const uint8_t *x = *(const uint8_t *const *)a;
@@ -295,6 +337,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(what_the_writer_wrote_is_read_back, setup, teardown),
+        cmocka_unit_test_setup_teardown(values_that_were_read_are_written_again_and_arrays_grow_by_an_element, setup,
+                                        teardown),
         cmocka_unit_test_setup_teardown(files_of_other_programs_written_again_are_the_same_bytes, setup, teardown),
         cmocka_unit_test_setup_teardown(quantized_blocks_hold_the_largest_value_and_zeros_exactly, setup, teardown),
         cmocka_unit_test_setup_teardown(the_writer_refuses_what_a_reader_would, setup, teardown),

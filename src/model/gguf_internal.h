@@ -7,6 +7,8 @@
 #ifndef CAIRN_GGUF_INTERNAL_H
 #define CAIRN_GGUF_INTERNAL_H
 
+#include <cairn/model.h>
+
 #include "base_internal.h"
 
 typedef struct gguf_text { /* borrowed bytes, not terminated, any content */
@@ -85,6 +87,13 @@ bool gguf_value_float(const gguf_value *value, size_t i, double *out);    /* fal
 
 /* Walks an array of strings: *at starts at 0. */
 gguf_text gguf_next_string(const gguf_value *value, size_t *at);
+
+/* ---- writing what was read (gguf_write.c) ---- */
+
+/* A key and its value, byte for byte. INVALID for a key with a zero byte in it, which the writer cannot name. */
+cairn_status gguf_put_value(cairn_gguf_writer *w, const gguf_value *value);
+/* An array of the file with one element more, given as the file stores it: a string with its length before it. */
+cairn_status gguf_put_longer(cairn_gguf_writer *w, const gguf_value *array, const void *element, size_t bytes);
 
 bool gguf_text_is(gguf_text text, const char *word);
 /* For messages: printable, at most 63 bytes, "..." where cut. */

@@ -4,6 +4,7 @@
 #include "gguf_internal.h"
 #include "kernels_internal.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <math.h>
@@ -208,6 +209,37 @@ cairn_status cairn_gguf_put_strings(cairn_gguf_writer *w, const char *key, const
     uint8_t *at = begin_array(w, key, GGUF_STRING, n, bytes, &st);
     for (size_t i = 0; at != NULL && i < n; i++) at = put_text(at, values[i], strlen(values[i]));
     return st;
+}
+
+/* What `value` has, then `bytes` bytes more that make `n` elements more. */
+static cairn_status put_again(cairn_gguf_writer *w, const gguf_value *value, const void *more, size_t bytes, size_t n)
+{
+    cairn_status st;
+    size_t total;
+    if (memchr(value->key.data, 0, value->key.bytes) != NULL)
+        return cairn_fail(CAIRN_INVALID, "key '%s' has a zero byte in it", gguf_show(value->key).text);
+    char *key = cairn_alloc(value->key.bytes + 1);
+    if (key == NULL || !cairn_add_size(value->bytes, bytes, &total)) {
+        cairn_free(key);
+        return cairn_fail(CAIRN_NO_MEMORY, "key '%s' of %zu bytes", gguf_show(value->key).text, value->bytes);
+    }
+    memcpy(key, value->key.data, value->key.bytes);
+    key[value->key.bytes] = 0;
+    uint8_t *at = value->array ? begin_array(w, key, value->type, value->count + n, total, &st)
+                               : begin_value(w, key, value->type, total, &st);
+    if (at != NULL && value->bytes != 0) memcpy(at, value->data, value->bytes);
+    if (at != NULL && bytes != 0) memcpy(at + value->bytes, more, bytes);
+    cairn_free(key);
+    return st;
+}
+cairn_status gguf_put_value(cairn_gguf_writer *w, const gguf_value *value)
+{
+    return put_again(w, value, NULL, 0, 0);
+}
+cairn_status gguf_put_longer(cairn_gguf_writer *w, const gguf_value *array, const void *element, size_t bytes)
+{
+    assert(array->array);
+    return put_again(w, array, element, bytes, 1);
 }
 
 cairn_status cairn_gguf_put_byte_vocab(cairn_gguf_writer *w, bool landmark)

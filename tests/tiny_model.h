@@ -19,6 +19,7 @@ typedef struct tiny_model {
     const char *position;  /* "clamped" or "stingy" */
     bool local_first;      /* layer 0 never retrieves */
     uint64_t seed;
+    uint32_t vocab; /* rows, for a tokenizer the test puts in itself; 0 = the byte vocabulary */
 } tiny_model;
 
 static inline tiny_model tiny_model_default(void)
@@ -84,7 +85,7 @@ static inline cairn_gguf_writer *tiny_model_begin(const tiny_model *m)
     tiny_put_u32(w, m, "attention.value_length", m->head_dim);
     snprintf(key, sizeof key, "%s.attention.layer_norm_rms_epsilon", m->architecture);
     assert_ok(cairn_gguf_put_f32(w, key, 1e-5f));
-    assert_ok(cairn_gguf_put_byte_vocab(w, landmark));
+    if (m->vocab == 0) assert_ok(cairn_gguf_put_byte_vocab(w, landmark));
     if (landmark) {
         uint32_t local = 0;
         float bias[64];
@@ -101,7 +102,7 @@ static inline cairn_gguf_writer *tiny_model_begin(const tiny_model *m)
         }
         assert_ok(cairn_gguf_put_f32s(w, "cairn.landmark.bias", bias, m->layers * m->heads));
     }
-    uint32_t vocab = landmark ? 260 : 259;
+    uint32_t vocab = m->vocab != 0 ? m->vocab : landmark ? 260 : 259;
     tiny_put_matrix(w, m, &r, "token_embd.weight", m->width, vocab);
     tiny_put_norm(w, &r, "output_norm.weight", m->width);
     if (!m->tied) tiny_put_matrix(w, m, &r, "output.weight", m->width, vocab);

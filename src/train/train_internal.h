@@ -78,6 +78,39 @@ cairn_status cairn_train_import(const cairn_train_layout *layout, const cairn_mo
 cairn_status cairn_train_export(const cairn_train_layout *layout, const float *params, const char *name,
                                 uint32_t window, cairn_gguf_type type, const char *path);
 
+/* What the two are made of, for the files of this room. Copies the rows the model has, checking nothing. */
+void cairn_train_copy(const cairn_train_layout *layout, const cairn_model *model, float *params);
+cairn_status cairn_train_put_landmarks(cairn_gguf_writer *w, const cairn_train_layout *layout, const float *params,
+                                       cairn_token landmark, uint32_t window);
+cairn_status cairn_train_put_tensors(cairn_gguf_writer *w, const cairn_train_layout *layout, const float *params,
+                                     cairn_gguf_type type);
+
+/* ---- training on from a GGUF model (adapt.c) ---- */
+
+typedef struct cairn_train_landmarks { /* what a model without landmarks is given */
+    uint32_t block_tokens, clamp_blocks, window_blocks, local_window_blocks, top_k;
+    const uint32_t *local_layers; /* (n_local) numbers of layers that never retrieve */
+    size_t n_local;
+} cairn_train_landmarks;
+/* Those of cairn_attention_shape_init, and layer 0 local: its landmark keys come from one embedding row, so they are
+ * all equal. */
+void cairn_train_landmarks_init(cairn_train_landmarks *landmarks);
+
+/* The layout to train `model` with. One without landmarks gets those of `landmarks` (NULL = the defaults) and a row
+ * more in the vocabulary; only a byte vocabulary whose last token is an unused <landmark> stays as it is. One with
+ * landmarks keeps its own: MISMATCH if `landmarks` asks for others, UNSUPPORTED if their positions are not clamped. */
+cairn_status cairn_train_adapt_layout(const cairn_model *model, const cairn_train_landmarks *landmarks,
+                                      cairn_train_layout **out);
+/* The id of the landmark in such a layout. */
+cairn_token cairn_train_adapt_landmark(const cairn_train_layout *layout, const cairn_model *model);
+/* The model's parameters. Of new landmarks: the rows of embedding and head are the mean of all others, as the paper's
+ * LLaMA got them (section 4.2), the biases ln(block_tokens). */
+cairn_status cairn_train_adapt(const cairn_train_layout *layout, const cairn_model *model, float *params);
+/* Writes a model that cairn_model_open takes, with the metadata of `source` as it was, but for what has become untrue:
+ * vocab_size, file_type and alignment; the landmark is one token more, tokenizer arrays grow by a control token. */
+cairn_status cairn_train_export_like(const cairn_train_layout *layout, const float *params, const cairn_model *source,
+                                     uint32_t window, cairn_gguf_type type, const char *path);
+
 /* ---- windows ---- */
 
 /* Guidance: rows that are known to need one of a few slots are told so. In the first `heads` heads of the layers from

@@ -33,14 +33,21 @@ static bool same_shape(const cairn_train_shape *a, const cairn_train_shape *b)
 
 cairn_status cairn_train_import(const cairn_train_layout *layout, const cairn_model *model, float *params)
 {
-    const cairn_kernels *kernels = cairn_kernels_best();
-    const cairn_train_shape *s = &layout->shape;
-    const size_t heads = s->attention.heads, dim = s->attention.head_dim;
     cairn_train_shape theirs = {0};
     cairn_status st = cairn_train_shape_of(model, &theirs);
     if (st != CAIRN_OK) return st;
-    if (!same_shape(s, &theirs))
+    if (!same_shape(&layout->shape, &theirs))
         return cairn_fail(CAIRN_MISMATCH, "model '%s' has another shape than the one to train", model->info.name);
+    cairn_train_copy(layout, model, params);
+    return CAIRN_OK;
+}
+
+void cairn_train_copy(const cairn_train_layout *layout, const cairn_model *model, float *params)
+{
+    const cairn_kernels *kernels = cairn_kernels_best();
+    const cairn_train_shape *s = &layout->shape;
+    const size_t heads = s->attention.heads, dim = s->attention.head_dim;
+    const uint32_t rows = model->info.vocab;
     for (uint32_t l = 0; l < s->attention.layers; l++) {
         const model_layer *from = &model->layers[l];
         const cairn_train_layer *to = &layout->layers[l];
@@ -70,10 +77,8 @@ cairn_status cairn_train_import(const cairn_train_layout *layout, const cairn_mo
                 model->shape.landmark_bias != NULL ? model->shape.landmark_bias[l * heads + h] : 0;
     }
     memcpy(params + layout->output_norm, model->output_norm, s->width * sizeof *params);
-    kernels->dequant(params + layout->embedding, model->embedding.data, model->embedding.type, s->width, 0, s->vocab);
-    if (!s->tied)
-        kernels->dequant(params + layout->head, model->output.data, model->output.type, s->width, 0, s->vocab);
-    return CAIRN_OK;
+    kernels->dequant(params + layout->embedding, model->embedding.data, model->embedding.type, s->width, 0, rows);
+    if (!s->tied) kernels->dequant(params + layout->head, model->output.data, model->output.type, s->width, 0, rows);
 }
 
 /* ---- writing ---- */
@@ -109,11 +114,11 @@ static cairn_status put_architecture(cairn_gguf_writer *w, const cairn_train_sha
     return cairn_gguf_put_f32(w, key, a->rope_theta);
 }
 
-static cairn_status put_landmarks(cairn_gguf_writer *w, const cairn_train_layout *layout, const float *params,
-                                  uint32_t window)
+cairn_status cairn_train_put_landmarks(cairn_gguf_writer *w, const cairn_train_layout *layout, const float *params,
+                                       cairn_token landmark, uint32_t window)
 {
     const cairn_attention_shape *a = &layout->shape.attention;
-    const meta_u32 counts[] = {{"cairn.landmark.token_id", layout->shape.vocab - 1},
+    const meta_u32 counts[] = {{"cairn.landmark.token_id", (uint32_t)landmark},
                                {"cairn.landmark.train_window", window},
                                {"cairn.landmark.block_tokens", a->block_tokens},
                                {"cairn.landmark.top_k", a->top_k},
@@ -142,6 +147,20 @@ out:
     return st;
 }
 
+cairn_status cairn_train_put_tensors(cairn_gguf_writer *w, const cairn_train_layout *layout, const float *params,
+                                     cairn_gguf_type type)
+{
+    cairn_status st = CAIRN_OK;
+    for (size_t i = 0; i < layout->n_params && st == CAIRN_OK; i++) {
+        const cairn_train_param *p = &layout->params[i];
+        const uint64_t dims[2] = {p->cols, p->rows};
+        if (p->kind == CAIRN_TRAIN_LANDMARK_BIAS) continue;
+        bool vector = p->kind == CAIRN_TRAIN_NORM;
+        st = cairn_gguf_put_tensor(w, p->name, vector ? CAIRN_GGUF_F32 : type, dims, vector ? 1 : 2, params + p->at);
+    }
+    return st;
+}
+
 cairn_status cairn_train_export(const cairn_train_layout *layout, const float *params, const char *name,
                                 uint32_t window, cairn_gguf_type type, const char *path)
 {
@@ -163,15 +182,8 @@ cairn_status cairn_train_export(const cairn_train_layout *layout, const float *p
     if ((st = put_architecture(w, s, window)) != CAIRN_OK) goto out;
     if ((st = cairn_gguf_put_string(w, "general.name", name)) != CAIRN_OK) goto out;
     if ((st = cairn_gguf_put_byte_vocab(w, true)) != CAIRN_OK) goto out;
-    if ((st = put_landmarks(w, layout, params, window)) != CAIRN_OK) goto out;
-    for (size_t i = 0; i < layout->n_params; i++) {
-        const cairn_train_param *p = &layout->params[i];
-        const uint64_t dims[2] = {p->cols, p->rows};
-        if (p->kind == CAIRN_TRAIN_LANDMARK_BIAS) continue;
-        bool vector = p->kind == CAIRN_TRAIN_NORM;
-        st = cairn_gguf_put_tensor(w, p->name, vector ? CAIRN_GGUF_F32 : type, dims, vector ? 1 : 2, params + p->at);
-        if (st != CAIRN_OK) goto out;
-    }
+    if ((st = cairn_train_put_landmarks(w, layout, params, (cairn_token)s->vocab - 1, window)) != CAIRN_OK) goto out;
+    if ((st = cairn_train_put_tensors(w, layout, params, type)) != CAIRN_OK) goto out;
     st = cairn_gguf_writer_save(w, path);
 out:
     cairn_gguf_writer_free(w);

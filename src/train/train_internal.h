@@ -111,6 +111,29 @@ cairn_status cairn_train_adapt(const cairn_train_layout *layout, const cairn_mod
 cairn_status cairn_train_export_like(const cairn_train_layout *layout, const float *params, const cairn_model *source,
                                      uint32_t window, cairn_gguf_type type, const char *path);
 
+/* ---- documents as tokens (tokens.c) ---- */
+
+typedef struct cairn_train_document { /* borrowed */
+    const uint8_t *text;              /* (bytes) */
+    const float *weights;             /* (bytes) of the loss of predicting each byte; NULL = 1 */
+    const uint64_t *places;           /* (bytes) where each byte comes from; NULL = 0, 1, ... */
+    size_t bytes;
+} cairn_train_document;
+
+typedef struct cairn_train_tokens { /* init with zeros; wipe */
+    cairn_token *tokens;            /* (n) */
+    float *weights;   /* (n) the largest of a token's bytes; 0 of one without bytes, as SentencePiece's first space */
+    uint64_t *places; /* (n) of its first byte, or if it has none, of the next one in the text */
+    uint32_t *bytes;  /* (n) how many of the text's it stands for; they add up to all */
+    size_t n;
+    size_t cap;
+} cairn_train_tokens;
+/* Encodes as cairn_model_encode does, no BOS, in place of what was in *out, whose room is used again. Any bytes can be
+ * given. UNSUPPORTED for a vocabulary that cannot encode. */
+cairn_status cairn_train_tokenize(const cairn_model *model, const cairn_train_document *document,
+                                  cairn_train_tokens *out);
+void cairn_train_tokens_wipe(cairn_train_tokens *tokens);
+
 /* ---- windows ---- */
 
 /* Guidance: rows that are known to need one of a few slots are told so. In the first `heads` heads of the layers from

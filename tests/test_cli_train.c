@@ -4,6 +4,8 @@
  */
 #include "command.h"
 
+#include <cairn/model.h>
+
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -120,6 +122,43 @@ static void write_plan(const fixture *fx, const char *from, const char *to)
     test_write_file(fx->plan, changed, (size_t)n);
 }
 
+/* A model of others (llama.cpp opens it too), trained on as it is: its shape, its vocabulary, its name. */
+static void a_model_of_others_is_trained_on_with_its_own_tokenizer(void **state)
+{
+    fixture *fx = *state;
+    const char *source = CAIRN_TEST_DATA "/parity/gqa-f16.gguf";
+    const outcome *o = cairn_run("train", "-p", fx->plan, "-c", fx->text, "-o", fx->model, "--init", source,
+                                 "--progress", "--log", fx->log, "--report", "6");
+    assert_code(o, 0);
+    cairn_model *theirs = NULL, *ours = NULL;
+    assert_ok(cairn_model_open(source, &theirs));
+    assert_ok(cairn_model_open(fx->model, &ours));
+    cairn_model_info a, b;
+    cairn_model_info_get(theirs, &a);
+    cairn_model_info_get(ours, &b);
+    assert_int_equal(a.landmark, -1);
+    assert_int_equal(b.landmark, 259); /* a byte vocabulary with a <landmark> that was never used */
+    assert_int_equal(b.vocab, a.vocab);
+    assert_string_equal(a.name, b.name);
+    assert_int_equal(cairn_model_shape(ours)->block_tokens, 15);
+    static const char text[] = "The pass key is 12345.";
+    cairn_token before[64], after[64];
+    size_t n, m;
+    assert_ok(cairn_model_encode(theirs, text, sizeof text - 1, before, 64, &n));
+    assert_ok(cairn_model_encode(ours, text, sizeof text - 1, after, 64, &m));
+    assert_int_equal(n, m);
+    assert_memory_equal(before, after, n * sizeof *before);
+    cairn_model_close(theirs), cairn_model_close(ours);
+    char *store = test_path(fx->dir, "store");
+    assert_code(cairn_run("ingest", store, "-m", fx->model, "-c", "text", fx->plan), 0);
+    assert_code(cairn_run("ask", store, "-m", fx->model, "-c", "text", "-n", "2", "name"), 0);
+    free(store);
+    /* and again from the result, which has landmarks of its own */
+    char *more = test_path(fx->dir, "more.gguf");
+    assert_code(cairn_run("train", "-p", fx->plan, "-c", fx->text, "-o", more, "--init", fx->model, "--steps", "1"), 0);
+    free(more);
+}
+
 static void ctrl_c_leaves_a_checkpoint_to_go_on_from(void **state)
 {
     fixture *fx = *state;
@@ -185,9 +224,6 @@ static void what_cannot_be_trained_is_refused_in_words(void **state)
     assert_says(o->err, "another shape");
     o = cairn_run("train", "-p", fx->plan, "-c", fx->text, "-o", fx->model, "--fresh", "--steps", "1");
     assert_code(o, 0);
-    o = cairn_run("train", "-p", fx->plan, "-c", fx->text, "-o", fx->model, "--fresh", "--init", DEMO_MODEL);
-    assert_code(o, 1);
-    assert_says(o->err, "another shape");
     free(tiny), free(nowhere);
 }
 
@@ -198,6 +234,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         with_fixture(a_run_in_two_halves_gives_the_file_of_a_whole_one),
         with_fixture(the_log_has_a_line_of_json_for_each_report),
+        with_fixture(a_model_of_others_is_trained_on_with_its_own_tokenizer),
         with_fixture(ctrl_c_leaves_a_checkpoint_to_go_on_from),
         with_fixture(what_cannot_be_trained_is_refused_in_words),
     };

@@ -94,7 +94,7 @@ static cairn_trainer *trainer(const fixture *fx, const cairn_trainer_options *o,
                               size_t n)
 {
     cairn_trainer *t = NULL;
-    assert_ok(cairn_trainer_new(o, fx->corpus, stages, n, &t));
+    assert_ok(cairn_trainer_new(o, NULL, fx->corpus, stages, n, &t));
     return t;
 }
 
@@ -114,7 +114,8 @@ static void answers_are_what_the_text_said_and_guided_rows_point_at_it(void **st
     cairn_lesson_window w;
     size_t answers = 0, guided = 0;
     assert_ok(cairn_lesson_init(&lesson, 512));
-    assert_ok(cairn_lesson_window_init(&w, 512));
+    const cairn_lesson_vocab vocab = {NULL, 1, 259};
+    assert_ok(cairn_lesson_window_init(&w, 512, 512));
     for (uint64_t seed = 0; seed < 300; seed++) {
         cairn_train_stage stage = mixed_stage();
         stage.facts = 6;
@@ -123,9 +124,11 @@ static void answers_are_what_the_text_said_and_guided_rows_point_at_it(void **st
         assert_ok(cairn_lesson_make(&lesson, fx->corpus, &stage, &r, BYTES));
         assert_int_equal(lesson.n, BYTES);
         for (size_t i = 0; i < BYTES; i++) assert_in_range(lesson.bytes[i], 9, 126);
-        for (size_t i = 0; i + 1 < BYTES; i++) { /* every whole answer, found by its tags */
-            if (lesson.tags[i] == CAIRN_LESSON_TEXT || (i > 0 && lesson.tags[i - 1] != CAIRN_LESSON_TEXT)) continue;
-            const bool named = lesson.tags[i] == CAIRN_LESSON_NAMED;
+        for (size_t i = 0; i + 1 < BYTES; i++) { /* every whole answer */
+            if (lesson.answers[i] == 0 || (i > 0 && lesson.answers[i - 1] == lesson.answers[i])) continue;
+            const cairn_mention *mention = &lesson.mentions[lesson.answers[i] - 1];
+            const bool named = lesson.secrets[mention->secret].name[0] != 0;
+            assert_int_equal(mention->at, i);
             char fact[40];
             if (named) /* "ABCD is " stands before the digits, in every sentence */
                 snprintf(fact, sizeof fact, "%.8s%.5s", lesson.bytes + i - 8, lesson.bytes + i);
@@ -138,7 +141,8 @@ static void answers_are_what_the_text_said_and_guided_rows_point_at_it(void **st
             assert_true(lesson.weights[i + 4] == stage.answer_weight);
             answers++;
         }
-        cairn_lesson_to_window(&lesson, C, 1, 3, 259, 512, &w);
+        assert_ok(cairn_lesson_to_window(&lesson, &vocab, C, 512, &w));
+        assert_int_equal(w.rows, 512);
         for (size_t row = 0, byte = 0; row < 512; row++) {
             if (row % (C + 1) == C) {
                 assert_int_equal(w.slots[row], 259);
@@ -152,7 +156,7 @@ static void answers_are_what_the_text_said_and_guided_rows_point_at_it(void **st
         for (size_t g = 0; g < w.n_guided; g++) {
             const cairn_train_guided *row = &w.guided[g];
             assert_true(g == 0 || w.guided[g - 1].row < row->row);
-            assert_int_not_equal(w.tags[row->row], CAIRN_LESSON_TEXT);
+            assert_int_not_equal(w.answers[row->row], 0);
             for (uint32_t i = 0; i < row->n; i++) {
                 assert_true(row->slots[i] <= row->row);
                 assert_int_equal(w.slots[row->slots[i]], w.targets[row->row]);
@@ -344,7 +348,7 @@ static void stages_that_cannot_be_are_refused_by_the_field(void **state)
     const char *const words[8] = {"65 slots", "window", "dense", "together", "steps", "facts", "adam", NULL};
     for (int i = 0; i < 7; i++) {
         cairn_trainer *t = NULL;
-        assert_int_equal(cairn_trainer_new(&o, fx->corpus, &bad[i], 1, &t), CAIRN_INVALID);
+        assert_int_equal(cairn_trainer_new(&o, NULL, fx->corpus, &bad[i], 1, &t), CAIRN_INVALID);
         assert_non_null(strstr(cairn_last_error(), words[i]));
         assert_null(t);
     }
@@ -354,9 +358,9 @@ static void stages_that_cannot_be_are_refused_by_the_field(void **state)
     cairn_corpus *corpus = NULL;
     cairn_trainer *t = NULL;
     assert_ok(cairn_corpus_open(&path, 1, 0, &corpus));
-    assert_int_equal(cairn_trainer_new(&o, corpus, &good, 1, &t), CAIRN_INVALID);
+    assert_int_equal(cairn_trainer_new(&o, NULL, corpus, &good, 1, &t), CAIRN_INVALID);
     assert_non_null(strstr(cairn_last_error(), "9 bytes"));
-    assert_int_equal(cairn_trainer_new(&o, fx->corpus, NULL, 0, &t), CAIRN_INVALID);
+    assert_int_equal(cairn_trainer_new(&o, NULL, fx->corpus, NULL, 0, &t), CAIRN_INVALID);
     cairn_corpus_close(corpus);
     free(tiny);
 }
@@ -369,7 +373,7 @@ static void failing_allocations_leave_nothing(void **state)
     for (uint64_t n = 1;; n++) {
         cairn_trainer *t = NULL;
         cairn_alloc_fail_at(n);
-        cairn_status st = cairn_trainer_new(&o, fx->corpus, &stage, 1, &t);
+        cairn_status st = cairn_trainer_new(&o, NULL, fx->corpus, &stage, 1, &t);
         cairn_alloc_fail_at(0);
         cairn_trainer_free(t);
         if (st == CAIRN_OK) break;

@@ -94,6 +94,10 @@ CAIRN_API void cairn_train_stage_init(cairn_train_stage *stage); /* text alone, 
 
 /* ---- the trainer ---- */
 
+/* How rows attend while a model is trained. DENSE: to every row of the window before them, an ordinary model. XL: to
+ * their segment and the one before, as Transformer-XL (Dai et al. 2019): no gradient into the one before. */
+typedef enum cairn_train_attention { CAIRN_TRAIN_LANDMARK, CAIRN_TRAIN_DENSE, CAIRN_TRAIN_XL } cairn_train_attention;
+
 typedef struct cairn_trainer cairn_trainer; /* new / free: parameters, moments, workers */
 
 typedef struct cairn_trainer_options {
@@ -104,16 +108,22 @@ typedef struct cairn_trainer_options {
     uint32_t width, layers, heads, kv_heads, head_dim, hidden;
     uint32_t block_tokens, clamp_blocks, window_blocks, top_k;
     uint32_t local_layers, local_window_blocks; /* the first layers never retrieve: their landmark keys are all alike */
+    cairn_train_attention attention;            /* LANDMARK; DENSE and XL leave the two lines above out */
+    uint32_t segment;                           /* slots of a segment of XL */
     /* guidance, where a stage has a weight for it */
     uint32_t guided_layer, guided_heads; /* the first heads of layers from this one on */
     uint32_t remembered;                 /* landmark keys of earlier windows that compete */
 } cairn_trainer_options;
 CAIRN_API void cairn_trainer_options_init(cairn_trainer_options *opt, size_t struct_size);
 
-/* Corpus and stages (copied) as long as the trainer needs them: the corpus is borrowed. INVALID names what cannot be:
- * a window that is no whole number of blocks or longer than the training text, a share outside 0..1, ... */
-CAIRN_API cairn_status cairn_trainer_new(const cairn_trainer_options *opt, const cairn_corpus *corpus,
-                                         const cairn_train_stage *stages, size_t n, cairn_trainer **out);
+/* A new model of the options' shape, or, with `source`, one of that shape that begins with its weights: a model without
+ * landmarks is given the options' (a token more, its rows the mean of all others, as the paper did to LLaMA), one that
+ * has landmarks keeps its own. Its tokenizer is used and kept. Stages are copied, corpus and source borrowed. INVALID
+ * names what cannot be: a window that is no whole number of blocks or longer than the training text, a share outside
+ * 0..1, ... */
+CAIRN_API cairn_status cairn_trainer_new(const cairn_trainer_options *opt, const cairn_model *source,
+                                         const cairn_corpus *corpus, const cairn_train_stage *stages, size_t n,
+                                         cairn_trainer **out);
 CAIRN_API void cairn_trainer_free(cairn_trainer *trainer);
 
 typedef struct cairn_train_report { /* of one update, or of several added up */
@@ -141,9 +151,7 @@ CAIRN_API cairn_status cairn_trainer_save(const cairn_trainer *trainer, const ch
 /* Into a trainer of the same options and stages. MISMATCH names what differs (`other_stages`: not the stages), CORRUPT
  * a damaged file. */
 CAIRN_API cairn_status cairn_trainer_load(cairn_trainer *trainer, const char *path, bool other_stages);
-/* Parameters of a model of the same shape instead of random ones; before the first step. */
-CAIRN_API cairn_status cairn_trainer_start_from(cairn_trainer *trainer, const cairn_model *model);
-/* Writes the model as it is now. */
+/* Writes the model as it is now; one that came from a source keeps its name and all else it said. */
 CAIRN_API cairn_status cairn_trainer_export(const cairn_trainer *trainer, const char *name, cairn_gguf_type type,
                                             const char *path);
 CAIRN_API uint64_t cairn_trainer_parameters(const cairn_trainer *trainer);

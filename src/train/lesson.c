@@ -28,10 +28,10 @@ cairn_status cairn_lesson_init(cairn_lesson *lesson, size_t room)
     *lesson = (cairn_lesson){.room = room, .mentions_room = room / 4 + 8, .secrets_room = room / 4 + 8};
     lesson->bytes = cairn_alloc(room + SENTENCE_MAX);
     lesson->weights = cairn_alloc_array(room + SENTENCE_MAX, sizeof *lesson->weights);
-    lesson->tags = cairn_alloc(room + SENTENCE_MAX);
+    lesson->answers = cairn_alloc_array(room + SENTENCE_MAX, sizeof *lesson->answers);
     lesson->mentions = cairn_alloc_array(lesson->mentions_room, sizeof *lesson->mentions);
     lesson->secrets = cairn_alloc_array(lesson->secrets_room, sizeof *lesson->secrets);
-    if (lesson->bytes != NULL && lesson->weights != NULL && lesson->tags != NULL && lesson->mentions != NULL &&
+    if (lesson->bytes != NULL && lesson->weights != NULL && lesson->answers != NULL && lesson->mentions != NULL &&
         lesson->secrets != NULL)
         return CAIRN_OK;
     cairn_lesson_wipe(lesson);
@@ -42,7 +42,7 @@ void cairn_lesson_wipe(cairn_lesson *lesson)
 {
     cairn_free(lesson->bytes);
     cairn_free(lesson->weights);
-    cairn_free(lesson->tags);
+    cairn_free(lesson->answers);
     cairn_free(lesson->mentions);
     cairn_free(lesson->secrets);
     *lesson = (cairn_lesson){0};
@@ -68,7 +68,7 @@ static void put(writer *w, const void *bytes, size_t n, float weight)
     cairn_lesson *l = w->lesson;
     if (n > w->end - l->n) n = w->end - l->n;
     memcpy(l->bytes + l->n, bytes, n);
-    memset(l->tags + l->n, CAIRN_LESSON_TEXT, n);
+    memset(l->answers + l->n, 0, n * sizeof *l->answers);
     for (size_t i = 0; i < n; i++) l->weights[l->n + i] = weight;
     l->n += n;
 }
@@ -78,16 +78,15 @@ static void put(writer *w, const void *bytes, size_t n, float weight)
 static void put_digits(writer *w, uint32_t secret, bool answered, bool again)
 {
     cairn_lesson *l = w->lesson;
-    const cairn_secret *s = &l->secrets[secret];
     const size_t at = l->n;
     const float weight = again ? 1 : answered ? w->stage->answer_weight : 0;
-    put(w, s->digits, CAIRN_RECALL_DIGITS, weight);
+    put(w, l->secrets[secret].digits, CAIRN_RECALL_DIGITS, weight);
     if (l->n - at < CAIRN_RECALL_DIGITS) return; /* cut off */
-    if (l->n_mentions < l->mentions_room)
-        l->mentions[l->n_mentions++] = (cairn_mention){secret, (uint32_t)at, answered && !again};
+    if (l->n_mentions == l->mentions_room) return;
+    l->mentions[l->n_mentions++] = (cairn_mention){secret, (uint32_t)at, answered && !again};
     if (!answered || again) return;
     l->weights[at] *= FIRST_DIGIT; /* it alone has to tell the names apart */
-    memset(l->tags + at, s->name[0] == 0 ? CAIRN_LESSON_PLAIN : CAIRN_LESSON_NAMED, CAIRN_RECALL_DIGITS);
+    for (size_t i = 0; i < CAIRN_RECALL_DIGITS; i++) l->answers[at + i] = (uint32_t)l->n_mentions;
 }
 
 static bool said_before(const cairn_lesson *l, uint32_t secret)
@@ -154,8 +153,7 @@ static cairn_status put_text(writer *w, size_t n, float weight)
     const uint64_t all = cairn_corpus_bytes(w->corpus, CAIRN_SPLIT_TRAIN);
     const size_t at = l->n;
     if (n > w->end - l->n) n = w->end - l->n;
-    put(w, "", 0, 0);
-    memset(l->tags + at, CAIRN_LESSON_TEXT, n);
+    memset(l->answers + at, 0, n * sizeof *l->answers);
     for (size_t i = 0; i < n; i++) l->weights[at + i] = weight;
     l->n += n;
     return cairn_corpus_read(w->corpus, CAIRN_SPLIT_TRAIN, cairn_random_below(w->random, all), n, l->bytes + at);
@@ -295,85 +293,4 @@ cairn_status cairn_lesson_make(cairn_lesson *lesson, const cairn_corpus *corpus,
     if (draw < (double)stage->text) return put_text(&w, w.end, 1);
     if (draw < (double)stage->text + (double)stage->dense) return make_dense(&w);
     return make_sparse(&w);
-}
-
-/* ---- windows ---- */
-
-cairn_status cairn_lesson_window_init(cairn_lesson_window *window, size_t room)
-{
-    *window = (cairn_lesson_window){.room = room};
-    window->slots = cairn_alloc_array(room, sizeof *window->slots);
-    window->targets = cairn_alloc_array(room, sizeof *window->targets);
-    window->weights = cairn_alloc_array(room, sizeof *window->weights);
-    window->tags = cairn_alloc(room);
-    window->guided = cairn_alloc_array(room, sizeof *window->guided);
-    if (window->slots != NULL && window->targets != NULL && window->weights != NULL && window->tags != NULL &&
-        window->guided != NULL)
-        return CAIRN_OK;
-    cairn_lesson_window_wipe(window);
-    return cairn_fail(CAIRN_NO_MEMORY, "a training window of %zu slots", room);
-}
-
-void cairn_lesson_window_wipe(cairn_lesson_window *window)
-{
-    cairn_free(window->slots);
-    cairn_free(window->targets);
-    cairn_free(window->weights);
-    cairn_free(window->tags);
-    cairn_free(window->guided);
-    *window = (cairn_lesson_window){0};
-}
-
-size_t cairn_lesson_tokens(size_t rows, uint32_t block_tokens)
-{
-    return block_tokens == 0 ? rows : rows - rows / ((size_t)block_tokens + 1);
-}
-
-static uint32_t slot_of(size_t token, size_t C)
-{
-    return (uint32_t)(token + token / C);
-}
-
-/* The digit i of mention m is predicted by token m.at + i (BOS is token 0) and stands at token m.at + i + 1. A row is
- * guided to the slots where the same digit stood before, if they are not too many to name. */
-static void guide(const cairn_lesson *l, size_t C, cairn_lesson_window *w)
-{
-    w->n_guided = 0;
-    for (size_t m = 0; m < l->n_mentions; m++) {
-        for (size_t i = 0; i < CAIRN_RECALL_DIGITS && l->mentions[m].answered; i++) {
-            cairn_train_guided g = {.row = slot_of(l->mentions[m].at + i, C)};
-            bool fits = true;
-            for (size_t e = 0; e < m && fits; e++) {
-                if (l->mentions[e].secret != l->mentions[m].secret) continue;
-                if (g.n == CAIRN_TRAIN_GUIDED_SLOTS)
-                    fits = false;
-                else
-                    g.slots[g.n++] = slot_of(l->mentions[e].at + i + 1, C);
-            }
-            if (fits && g.n > 0 && w->n_guided < w->room && g.row < w->rows) w->guided[w->n_guided++] = g;
-        }
-    }
-}
-
-void cairn_lesson_to_window(const cairn_lesson *lesson, uint32_t block_tokens, cairn_token bos, cairn_token first_byte,
-                            cairn_token landmark, size_t rows, cairn_lesson_window *w)
-{
-    const size_t B = (size_t)block_tokens + 1;
-    w->rows = rows;
-    w->n_guided = 0;
-    for (size_t r = 0, token = 0; r < rows; r++) {
-        if (block_tokens > 0 && r % B == B - 1) {
-            w->slots[r] = landmark;
-            w->targets[r] = -1;
-            w->weights[r] = 0;
-            w->tags[r] = CAIRN_LESSON_TEXT;
-            continue;
-        }
-        w->slots[r] = token == 0 ? bos : first_byte + lesson->bytes[token - 1];
-        w->targets[r] = first_byte + lesson->bytes[token];
-        w->weights[r] = lesson->weights[token];
-        w->tags[r] = lesson->tags[token];
-        token++;
-    }
-    if (block_tokens > 0) guide(lesson, block_tokens, w);
 }

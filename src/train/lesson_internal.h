@@ -5,8 +5,6 @@
 #include "recall_internal.h"
 #include "train_internal.h"
 
-typedef enum cairn_lesson_tag { CAIRN_LESSON_TEXT, CAIRN_LESSON_PLAIN, CAIRN_LESSON_NAMED } cairn_lesson_tag;
-
 typedef struct cairn_mention { /* digits of a secret */
     uint32_t secret;
     uint32_t at;   /* of the first digit */
@@ -16,8 +14,8 @@ typedef struct cairn_mention { /* digits of a secret */
 typedef struct cairn_lesson {
     size_t room, n; /* bytes */
     uint8_t *bytes;
-    float *weights; /* of predicting the byte */
-    uint8_t *tags;  /* what answer the byte is a digit of; answers cut off at the end are text */
+    float *weights;    /* of predicting the byte */
+    uint32_t *answers; /* 1 + the mention whose answer the byte is a digit of, 0 = none; never one that is cut off */
     cairn_mention *mentions;
     size_t mentions_room, n_mentions;
     cairn_secret *secrets;
@@ -30,23 +28,33 @@ void cairn_lesson_wipe(cairn_lesson *lesson);
 cairn_status cairn_lesson_make(cairn_lesson *lesson, const cairn_corpus *corpus, const cairn_train_stage *stage,
                                cairn_random *random, size_t bytes);
 
-/* A window over a lesson: BOS and all bytes but the last, landmarks in place (block_tokens 0: none); each row predicts
- * the byte after its own. */
+/* What bytes become: tokens of a model, or without one byte b as the token 3 + b of the byte vocabulary. */
+typedef struct cairn_lesson_vocab {
+    const cairn_model *model; /* borrowed; NULL = bytes */
+    cairn_token bos;          /* before a window; -1 = none */
+    cairn_token landmark;
+} cairn_lesson_vocab;
+
+/* A window over a lesson: BOS and all tokens but the last, landmarks in place (block_tokens 0: none); each row predicts
+ * the token after its own. */
 typedef struct cairn_lesson_window {
     size_t room, rows;
     cairn_token *slots, *targets; /* (rows) */
     float *weights;
-    uint8_t *tags; /* (rows) of what the row predicts */
+    uint32_t *answers; /* (rows) the lesson's, of what the row predicts */
     cairn_train_guided *guided;
     size_t n_guided;
+    cairn_train_tokens tokens; /* of the lesson */
+    uint32_t *token_of;        /* (bytes of the lesson) */
+    size_t token_of_room;
 } cairn_lesson_window;
 
-cairn_status cairn_lesson_window_init(cairn_lesson_window *window, size_t room);
+cairn_status cairn_lesson_window_init(cairn_lesson_window *window, size_t rows, size_t bytes);
 void cairn_lesson_window_wipe(cairn_lesson_window *window);
 /* Content tokens among `rows` slots. */
 size_t cairn_lesson_tokens(size_t rows, uint32_t block_tokens);
-/* Byte b is token first_byte + b. */
-void cairn_lesson_to_window(const cairn_lesson *lesson, uint32_t block_tokens, cairn_token bos, cairn_token first_byte,
-                            cairn_token landmark, size_t rows, cairn_lesson_window *window);
+/* Up to `rows` slots: fewer if the lesson has not tokens enough. */
+cairn_status cairn_lesson_to_window(const cairn_lesson *lesson, const cairn_lesson_vocab *vocab, uint32_t block_tokens,
+                                    size_t rows, cairn_lesson_window *window);
 
 #endif

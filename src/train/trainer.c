@@ -9,6 +9,7 @@
 #include <stdio.h>
 
 enum { WINDOW_MAX = 1 << 20, WINDOWS_MAX = 1 << 16, CHUNK = 1 << 14 };
+enum { BYTES_PER_TOKEN = 6 }; /* of lessons for a vocabulary of pieces: English has about four */
 
 void cairn_trainer_options_init(cairn_trainer_options *opt, size_t struct_size)
 {
@@ -112,6 +113,56 @@ static cairn_train_shape shape_of(cairn_trainer *t)
     return s;
 }
 
+/* A new model of the options' shape. */
+static cairn_status begin_anew(cairn_trainer *t)
+{
+    if (t->opt.layers == 0 || t->opt.layers > 1024)
+        return cairn_fail(CAIRN_INVALID, "a model of %u layers, must be 1..1024", t->opt.layers);
+    t->local_layers = cairn_calloc(t->opt.layers, 1);
+    if (t->local_layers == NULL) return cairn_fail(CAIRN_NO_MEMORY, "a model of %u layers", t->opt.layers);
+    for (uint32_t l = 0; l < t->opt.layers && l < t->opt.local_layers; l++) t->local_layers[l] = 1;
+    const cairn_train_shape shape = shape_of(t);
+    t->vocab = (cairn_lesson_vocab){NULL, 1, CAIRN_TRAIN_BYTE_VOCAB - 1};
+    return cairn_train_layout_new(&shape, &t->layout);
+}
+
+/* The shape of `source`; the options become what it has. Landmarks are the options', if it has none of its own. */
+static cairn_status begin_from(cairn_trainer *t, const cairn_model *source)
+{
+    cairn_trainer_options *o = &t->opt;
+    cairn_model_info info;
+    cairn_model_info_get(source, &info);
+    uint32_t *local = cairn_alloc_array(info.layers, sizeof *local);
+    if (local == NULL) return cairn_fail(CAIRN_NO_MEMORY, "a model of %u layers", info.layers);
+    for (uint32_t l = 0; l < info.layers; l++) local[l] = l;
+    const cairn_train_landmarks landmarks = {.block_tokens = o->block_tokens,
+                                             .clamp_blocks = o->clamp_blocks,
+                                             .window_blocks = o->window_blocks,
+                                             .local_window_blocks = o->local_window_blocks,
+                                             .top_k = o->top_k,
+                                             .local_layers = local,
+                                             .n_local = o->local_layers < info.layers ? o->local_layers : info.layers};
+    cairn_status st = cairn_train_adapt_layout(source, info.landmark < 0 ? &landmarks : NULL, &t->layout);
+    cairn_free(local);
+    if (st != CAIRN_OK) return st;
+    const cairn_train_shape *s = &t->layout->shape;
+    o->width = s->width;
+    o->layers = s->attention.layers;
+    o->heads = s->attention.heads;
+    o->kv_heads = s->attention.kv_heads;
+    o->head_dim = s->attention.head_dim;
+    o->hidden = s->hidden;
+    o->block_tokens = s->attention.block_tokens;
+    o->clamp_blocks = s->attention.clamp_blocks;
+    o->window_blocks = s->attention.window_blocks;
+    o->local_window_blocks = s->attention.local_window_blocks;
+    o->top_k = s->attention.top_k;
+    t->source = source;
+    t->vocab =
+        (cairn_lesson_vocab){source, info.add_bos ? info.bos : -1, cairn_train_adapt_landmark(t->layout, source)};
+    return CAIRN_OK;
+}
+
 /* ---- life ---- */
 
 static void lane_wipe(cairn_lane *lane)
@@ -128,9 +179,10 @@ static cairn_status lane_init(cairn_lane *lane, const cairn_trainer *t)
 {
     const uint32_t rows = t->window_max;
     bool guides = false;
+    const size_t bytes = (size_t)rows * (t->vocab.model != NULL ? BYTES_PER_TOKEN : 1);
     cairn_status st = cairn_train_model_new_f32(t->layout, rows, &lane->model);
-    if (st == CAIRN_OK) st = cairn_lesson_init(&lane->lesson, rows);
-    if (st == CAIRN_OK) st = cairn_lesson_window_init(&lane->window, rows);
+    if (st == CAIRN_OK) st = cairn_lesson_init(&lane->lesson, bytes);
+    if (st == CAIRN_OK) st = cairn_lesson_window_init(&lane->window, rows, bytes);
     if (st != CAIRN_OK) return st;
     lane->grads = cairn_calloc(t->layout->total, sizeof *lane->grads);
     lane->nll = cairn_alloc_array(rows, sizeof *lane->nll);
@@ -157,32 +209,29 @@ void cairn_trainer_free(cairn_trainer *t)
     cairn_free(t);
 }
 
-static cairn_status trainer_init(cairn_trainer *t, const cairn_train_stage *stages, size_t n)
+static cairn_status trainer_init(cairn_trainer *t, const cairn_model *source, const cairn_train_stage *stages, size_t n)
 {
-    cairn_status st = CAIRN_OK;
     if (n == 0) return cairn_fail(CAIRN_INVALID, "no stage to train");
+    cairn_status st = source == NULL ? begin_anew(t) : begin_from(t, source);
     for (size_t i = 0; i < n && st == CAIRN_OK; i++) {
         st = check_stage(&stages[i], t->opt.block_tokens + 1, t->corpus);
         t->steps += stages[i].steps;
         if (stages[i].window > t->window_max) t->window_max = stages[i].window;
     }
     if (st != CAIRN_OK) return st;
-    if (t->opt.layers == 0 || t->opt.layers > 1024)
-        return cairn_fail(CAIRN_INVALID, "a model of %u layers, must be 1..1024", t->opt.layers);
     t->stages = cairn_alloc_array(n, sizeof *t->stages);
-    t->local_layers = cairn_calloc(t->opt.layers, 1);
-    if (t->stages == NULL || t->local_layers == NULL) return cairn_fail(CAIRN_NO_MEMORY, "%zu stages", n);
+    if (t->stages == NULL) return cairn_fail(CAIRN_NO_MEMORY, "%zu stages", n);
     memcpy(t->stages, stages, n * sizeof *stages);
     t->n_stages = n;
-    for (uint32_t l = 0; l < t->opt.layers && l < t->opt.local_layers; l++) t->local_layers[l] = 1;
 
-    const cairn_train_shape shape = shape_of(t);
-    if ((st = cairn_train_layout_new(&shape, &t->layout)) != CAIRN_OK) return st;
     if ((st = cairn_pool_new(t->opt.threads, &t->pool)) != CAIRN_OK) return st;
     if ((st = cairn_train_optimizer_init(&t->optimizer, t->layout, t->pool)) != CAIRN_OK) return st;
     t->params = cairn_alloc_array(t->layout->total, sizeof *t->params);
     if (t->params == NULL) return cairn_fail(CAIRN_NO_MEMORY, "%zu parameters", t->layout->total);
-    cairn_train_init(t->layout, t->opt.seed, t->params);
+    if (source == NULL)
+        cairn_train_init(t->layout, t->opt.seed, t->params);
+    else if ((st = cairn_train_adapt(t->layout, source, t->params)) != CAIRN_OK)
+        return st;
     cairn_train_rates_init(&t->rates);
     t->n_lanes = cairn_pool_size(t->pool);
     t->lanes = cairn_calloc(t->n_lanes, sizeof *t->lanes);
@@ -191,7 +240,7 @@ static cairn_status trainer_init(cairn_trainer *t, const cairn_train_stage *stag
     return st;
 }
 
-cairn_status cairn_trainer_new(const cairn_trainer_options *opt, const cairn_corpus *corpus,
+cairn_status cairn_trainer_new(const cairn_trainer_options *opt, const cairn_model *source, const cairn_corpus *corpus,
                                const cairn_train_stage *stages, size_t n, cairn_trainer **out)
 {
     cairn_trainer *t = cairn_calloc(1, sizeof *t);
@@ -201,7 +250,7 @@ cairn_status cairn_trainer_new(const cairn_trainer_options *opt, const cairn_cor
     memcpy(&t->opt, opt, opt->struct_size < sizeof t->opt ? opt->struct_size : sizeof t->opt);
     t->opt.struct_size = sizeof t->opt;
     t->corpus = corpus;
-    cairn_status st = trainer_init(t, stages, n);
+    cairn_status st = trainer_init(t, source, stages, n);
     if (st != CAIRN_OK) {
         cairn_trainer_free(t);
         return st;
@@ -228,34 +277,38 @@ static void count_rows(cairn_lane *lane)
 {
     const cairn_lesson_window *w = &lane->window;
     cairn_train_report *r = &lane->report;
-    uint32_t digits = 0, right = 0; /* of the answer at hand */
-    for (size_t i = 0; i < w->rows; i++) {
-        if (w->targets[i] < 0) continue;
+    uint32_t answer = 0;
+    bool right = true;
+    for (size_t i = 0; i <= w->rows; i++) {
+        if (i < w->rows && w->targets[i] < 0) continue;
+        const uint32_t next = i < w->rows ? w->answers[i] : 0;
+        if (answer != 0 && next != answer) { /* it ends here */
+            const bool plain = lane->lesson.secrets[lane->lesson.mentions[answer - 1].secret].name[0] == 0;
+            *(plain ? &r->plain : &r->named) += 1;
+            *(plain ? &r->plain_right : &r->named_right) += right;
+        }
+        if (next != answer) right = true;
+        answer = next;
+        if (i == w->rows) break;
         r->tokens++;
-        if (w->tags[i] == CAIRN_LESSON_TEXT) {
+        if (answer == 0) {
             if (w->weights[i] > 0) r->text_tokens++, r->text_nats += (double)lane->nll[i];
             continue;
         }
         r->digits++;
         r->digit_nats += (double)lane->nll[i];
-        right += lane->right[i];
-        if (++digits % CAIRN_RECALL_DIGITS != 0) continue;
-        *(w->tags[i] == CAIRN_LESSON_PLAIN ? &r->plain : &r->named) += 1;
-        *(w->tags[i] == CAIRN_LESSON_PLAIN ? &r->plain_right : &r->named_right) += right == CAIRN_RECALL_DIGITS;
-        right = 0;
+        right = right && lane->right[i] != 0;
     }
 }
 
 static cairn_status make_window(const cairn_trainer *t, const cairn_train_stage *stage, cairn_lane *lane, size_t number)
 {
-    enum { BOS = 1, FIRST_BYTE = 3, LANDMARK = CAIRN_TRAIN_BYTE_VOCAB - 1 };
     const uint32_t C = t->opt.block_tokens;
+    const size_t tokens = cairn_lesson_tokens(stage->window, C);
     cairn_random random = random_of(t, number);
-    cairn_status st =
-        cairn_lesson_make(&lane->lesson, t->corpus, stage, &random, cairn_lesson_tokens(stage->window, C));
-    if (st == CAIRN_OK)
-        cairn_lesson_to_window(&lane->lesson, C, BOS, FIRST_BYTE, LANDMARK, stage->window, &lane->window);
-    return st;
+    cairn_status st = cairn_lesson_make(&lane->lesson, t->corpus, stage, &random,
+                                        tokens * (t->vocab.model != NULL ? BYTES_PER_TOKEN : 1));
+    return st == CAIRN_OK ? cairn_lesson_to_window(&lane->lesson, &t->vocab, C, stage->window, &lane->window) : st;
 }
 
 static void run_lane(void *arg, size_t item, size_t worker)
@@ -366,17 +419,11 @@ cairn_status cairn_trainer_step(cairn_trainer *t, cairn_train_report *report)
     return CAIRN_OK;
 }
 
-/* ---- models in and out ---- */
-
-cairn_status cairn_trainer_start_from(cairn_trainer *t, const cairn_model *model)
-{
-    if (t->step > 0)
-        return cairn_fail(CAIRN_INVALID, "a model to start from after %llu steps", (unsigned long long)t->step);
-    return cairn_train_import(t->layout, model, t->params);
-}
+/* ---- the model ---- */
 
 cairn_status cairn_trainer_export(const cairn_trainer *t, const char *name, cairn_gguf_type type, const char *path)
 {
+    if (t->source != NULL) return cairn_train_export_like(t->layout, t->params, t->source, t->window_max, type, path);
     return cairn_train_export(t->layout, t->params, name, t->window_max, type, path);
 }
 

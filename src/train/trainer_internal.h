@@ -21,6 +21,8 @@ typedef struct cairn_lane {
 
 struct cairn_trainer {
     cairn_trainer_options opt;
+    const cairn_model *source; /* the model it began with, or NULL */
+    cairn_lesson_vocab vocab;
     const cairn_corpus *corpus;
     cairn_train_stage *stages;
     size_t n_stages;

@@ -25,7 +25,8 @@ static const cli_option options[] = {
                "model, seed and stages (docs/training.md); - is stdin"),
     OPT_NEEDED(CLI_TEXTS, "corpus", 'c', &flags.corpus, "PATH", "a text file or a directory of them; may be repeated"),
     OPT_REAL("held-out", &flags.held_out, "SHARE", "of the corpus, never trained on (0.05)", 0, 1),
-    OPT_TEXT("init", 0, &flags.init, "MODEL.gguf", "start from this model's weights, of the plan's shape"),
+    OPT_TEXT("init", 0, &flags.init, "MODEL.gguf",
+             "start from this model: its shape, weights and tokenizer; the plan gives it landmarks if it has none"),
     OPT_TEXT("checkpoint", 0, &flags.checkpoint, "FILE", "state to go on from (OUT.checkpoint)"),
     OPT_REAL("minutes", &flags.minutes, "N", "between checkpoints (5)", 0.01, 1e6),
     OPT_FLAG("fresh", 0, &flags.fresh, "begin anew although there is a checkpoint"),
@@ -43,6 +44,7 @@ typedef struct run_state {
     cli *c;
     plan plan;
     cairn_corpus *corpus;
+    model_ref init; /* none: a new model */
     cairn_trainer *trainer;
     char *checkpoint;
     FILE *log;
@@ -142,18 +144,9 @@ static int save(run_state *s)
 
 static int load(run_state *s)
 {
-    cairn_status st = CAIRN_OK;
-    if (!flags.fresh && access(s->checkpoint, F_OK) == 0) {
-        st = cairn_trainer_load(s->trainer, s->checkpoint, flags.other_stages);
-        return st == CAIRN_OK ? -1 : cli_fail_status(s->c, st);
-    }
-    if (flags.init == NULL) return -1;
-    model_ref model = {0};
-    int code = model_open(s->c, flags.init, true, &model);
-    if (code < 0 && (st = cairn_trainer_start_from(s->trainer, model.model)) != CAIRN_OK)
-        code = cli_fail_status(s->c, st);
-    model_close(&model);
-    return code;
+    if (flags.fresh || access(s->checkpoint, F_OK) != 0) return -1;
+    cairn_status st = cairn_trainer_load(s->trainer, s->checkpoint, flags.other_stages);
+    return st == CAIRN_OK ? -1 : cli_fail_status(s->c, st);
 }
 
 /* ---- the run ---- */
@@ -172,8 +165,10 @@ static int begin(run_state *s)
     if (s->checkpoint == NULL) return cli_fail(s->c, EXIT_FAILED, "out of memory");
     if (flags.log != NULL && (s->log = fopen(flags.log, "ae")) == NULL)
         return cli_fail(s->c, EXIT_FAILED, "log '%s': %s", flags.log, strerror(errno));
+    if (flags.init != NULL && (code = model_open(s->c, flags.init, false, &s->init)) >= 0) return code;
     if ((st = cairn_corpus_open(flags.corpus.items, flags.corpus.n, flags.held_out, &s->corpus)) != CAIRN_OK ||
-        (st = cairn_trainer_new(&s->plan.options, s->corpus, s->plan.stages, s->plan.n, &s->trainer)) != CAIRN_OK)
+        (st = cairn_trainer_new(&s->plan.options, s->init.model, s->corpus, s->plan.stages, s->plan.n, &s->trainer)) !=
+            CAIRN_OK)
         return cli_fail_status(s->c, st);
     return load(s);
 }
@@ -241,6 +236,7 @@ static int run(cli *c, int argc, char **argv)
     if (s.log != NULL) fclose(s.log);
     cairn_trainer_free(s.trainer);
     cairn_corpus_close(s.corpus);
+    model_close(&s.init);
     plan_wipe(&s.plan);
     free(s.checkpoint);
     return code < 0 ? EXIT_DONE : code;

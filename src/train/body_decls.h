@@ -42,6 +42,17 @@ double TRAIN(attend_backward)(TRAIN(attention) * att, uint32_t layer, size_t row
  * head, none to begin with. */
 cairn_status TRAIN(attention_remember)(TRAIN(attention) * att, uint32_t layers, size_t keys);
 
+/* ---- ordinary causal attention over a window (body_dense.h) ---- */
+
+typedef struct TRAIN(dense) TRAIN(dense); /* tables and scratch for windows of up to `rows` slots */
+
+/* segment 0: a row sees all before it. Else Transformer-XL's: its segment and the one before. */
+cairn_status TRAIN(dense_new)(const cairn_attention_shape *shape, size_t segment, size_t rows, TRAIN(dense) * *out);
+void TRAIN(dense_free)(TRAIN(dense) * dense);
+void TRAIN(dense_attend)(TRAIN(dense) * dense, size_t rows, const TRAIN(qkv) * in, real *out);
+void TRAIN(dense_backward)(TRAIN(dense) * dense, size_t rows, const TRAIN(qkv) * in, const real *dout, real *dq,
+                           real *dk, real *dv);
+
 /* ---- the model ---- */
 
 typedef struct TRAIN(model) TRAIN(model); /* the activations of one window */
@@ -49,7 +60,7 @@ typedef struct TRAIN(model) TRAIN(model); /* the activations of one window */
 /* For windows of up to `rows` slots. The layout is borrowed. */
 cairn_status TRAIN(model_new)(const cairn_train_layout *layout, size_t rows, TRAIN(model) * *out);
 void TRAIN(model_free)(TRAIN(model) * model);
-/* The attention it works with, for what is remembered. */
+/* The attention it works with, for what is remembered; NULL without landmarks. */
 TRAIN(attention) * TRAIN(model_attention)(TRAIN(model) * model);
 
 /* Logits (rows, vocab), the model's own until the next call. Slots must be in the vocabulary. */

@@ -18,7 +18,8 @@ typedef struct layer_kept {
 struct TRAIN(model) {
     const cairn_train_layout *layout;
     kernels_of_real kernels;
-    TRAIN(attention) * attention;
+    TRAIN(attention) * attention; /* with landmarks, */
+    TRAIN(dense) * dense;         /* or without */
     size_t rows_max;
     size_t width, hidden, vocab;
     size_t heads, kv_heads, D;
@@ -42,6 +43,7 @@ void TRAIN(model_free)(TRAIN(model) * m)
 {
     if (m == NULL) return;
     TRAIN(attention_free)(m->attention);
+    TRAIN(dense_free)(m->dense);
     for (uint32_t l = 0; m->layers != NULL && l < m->layout->shape.attention.layers; l++) {
         cairn_free(m->layers[l].x);
         cairn_free(m->layers[l].qkv);
@@ -80,7 +82,10 @@ cairn_status TRAIN(model_new)(const cairn_train_layout *layout, size_t rows, TRA
     m->Q = m->heads * m->D;
     m->KV = m->kv_heads * m->D;
     m->F = m->Q + 2 * m->KV;
-    cairn_status st = TRAIN(attention_new)(&s->attention, rows, &m->attention);
+    cairn_status st =
+        s->mode == CAIRN_TRAIN_LANDMARK
+            ? TRAIN(attention_new)(&s->attention, rows, &m->attention)
+            : TRAIN(dense_new)(&s->attention, s->mode == CAIRN_TRAIN_XL ? s->segment : 0, rows, &m->dense);
     if (st != CAIRN_OK) {
         TRAIN(model_free)(m);
         return st;
@@ -236,7 +241,10 @@ static void layer_forward(TRAIN(model) * m, const real *params, uint32_t l, size
     gemm_nt(rows, m->F, W, m->h, W, params + at->qkv, W, kept->qkv, m->F);
     norm_heads(m, params, at, kept, rows);
     TRAIN(qkv) in = attention_input(m);
-    TRAIN(attend)(m->attention, l, rows, &in, params + at->landmark_bias, kept->attended);
+    if (m->dense != NULL)
+        TRAIN(dense_attend)(m->dense, rows, &in, kept->attended);
+    else
+        TRAIN(attend)(m->attention, l, rows, &in, params + at->landmark_bias, kept->attended);
     gemm_nt(rows, W, m->Q, kept->attended, m->Q, params + at->o, m->Q, m->h, W);
     add_rows(m->x, m->h, rows * W);
 
@@ -319,9 +327,13 @@ static double layer_backward(TRAIN(model) * m, const real *params, uint32_t l, c
     gemm_tn(W, Q, rows, m->dx, W, kept->attended, Q, grads + at->o, Q, true);
     norm_heads(m, params, at, kept, rows);
     TRAIN(qkv) in = attention_input(m);
-    double guided =
-        TRAIN(attend_backward)(m->attention, l, rows, &in, params + at->landmark_bias, m->dattended, window->guide,
-                               m->scale, m->dqkv, m->dqkv + Q, m->dqkv + Q + m->KV, grads + at->landmark_bias);
+    double guided = 0;
+    if (m->dense != NULL)
+        TRAIN(dense_backward)(m->dense, rows, &in, m->dattended, m->dqkv, m->dqkv + Q, m->dqkv + Q + m->KV);
+    else
+        guided =
+            TRAIN(attend_backward)(m->attention, l, rows, &in, params + at->landmark_bias, m->dattended, window->guide,
+                                   m->scale, m->dqkv, m->dqkv + Q, m->dqkv + Q + m->KV, grads + at->landmark_bias);
     norm_heads_backward(m, params, at, kept, rows, grads);
     norm_rows(m, m->h, kept->x, params + at->attn_norm, rows);
     gemm_tn(F, W, rows, m->dqkv, F, m->h, W, grads + at->qkv, W, true);

@@ -36,17 +36,27 @@ typedef struct lane_memory {
 static lane_memory memory_of(const cairn_lane *lane)
 {
     lane_memory m = {0};
-    cairn_train_attention_memory_f32(cairn_train_model_attention_f32(lane->model), &m.counters, &m.n_counters, &m.keys,
-                                     &m.n_keys);
+    cairn_train_attention_f32 *attention = cairn_train_model_attention_f32(lane->model);
+    if (attention != NULL) cairn_train_attention_memory_f32(attention, &m.counters, &m.n_counters, &m.keys, &m.n_keys);
     return m;
 }
 
 static uint64_t hash_shape(const cairn_trainer *t)
 {
     const cairn_trainer_options *o = &t->opt;
-    const uint32_t numbers[] = {
-        o->width,        o->layers,       o->heads,        o->kv_heads,      o->head_dim,           o->hidden,
-        o->block_tokens, o->clamp_blocks, o->local_layers, o->window_blocks, o->local_window_blocks};
+    const uint32_t numbers[] = {o->width,
+                                o->layers,
+                                o->heads,
+                                o->kv_heads,
+                                o->head_dim,
+                                o->hidden,
+                                o->block_tokens,
+                                o->clamp_blocks,
+                                o->local_layers,
+                                o->window_blocks,
+                                o->local_window_blocks,
+                                (uint32_t)o->attention,
+                                o->segment};
     uint8_t bytes[sizeof numbers];
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) cairn_put_le32(bytes + 4 * i, numbers[i]);
     return cairn_hash64(bytes, sizeof bytes);

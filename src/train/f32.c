@@ -24,4 +24,6 @@ typedef const cairn_kernels *kernels_of_real;
 
 #include "body_attention.h"
 
+#include "body_dense.h"
+
 #include "body_model.h"

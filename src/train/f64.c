@@ -57,4 +57,6 @@ static void gemm(size_t m, size_t n, size_t k, const double *a, size_t row, size
 
 #include "body_attention.h"
 
+#include "body_dense.h"
+
 #include "body_model.h"

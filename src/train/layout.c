@@ -15,9 +15,11 @@ static cairn_status check(const cairn_train_shape *s)
     } counts[] = {{"vocab", s->vocab, VOCAB_MAX}, {"width", s->width, WIDTH_MAX}, {"hidden", s->hidden, WIDTH_MAX}};
     cairn_status st = cairn_attention_shape_check(&s->attention);
     if (st != CAIRN_OK) return st;
-    if (s->attention.scheme != CAIRN_POSITION_CLAMPED)
-        return cairn_fail(CAIRN_UNSUPPORTED, "training with position scheme %d: clamped alone",
+    if (s->mode == CAIRN_TRAIN_LANDMARK && s->attention.scheme != CAIRN_POSITION_CLAMPED)
+        return cairn_fail(CAIRN_UNSUPPORTED, "training landmarks with position scheme %d: clamped alone",
                           (int)s->attention.scheme);
+    if (s->mode == CAIRN_TRAIN_XL && s->segment == 0)
+        return cairn_fail(CAIRN_INVALID, "model to train: a segment of Transformer-XL is 0 slots, must be 1 or more");
     for (size_t i = 0; i < sizeof counts / sizeof *counts; i++)
         if (counts[i].value < 1 || counts[i].value > counts[i].most)
             return cairn_fail(CAIRN_INVALID, "model to train: %s is %u, must be 1..%u", counts[i].field,
@@ -57,7 +59,8 @@ static void add_layer(cairn_train_layout *t, uint32_t l)
         at->q_norm = add(t, CAIRN_TRAIN_NORM, l, "attn_q_norm", 1, dim);
         at->k_norm = add(t, CAIRN_TRAIN_NORM, l, "attn_k_norm", 1, dim);
     }
-    at->landmark_bias = add(t, CAIRN_TRAIN_LANDMARK_BIAS, l, "landmark_bias", 1, s->attention.heads);
+    if (s->mode == CAIRN_TRAIN_LANDMARK)
+        at->landmark_bias = add(t, CAIRN_TRAIN_LANDMARK_BIAS, l, "landmark_bias", 1, s->attention.heads);
     at->o = add(t, CAIRN_TRAIN_MATRIX, l, "attn_output", s->width, q);
     at->ffn_norm = add(t, CAIRN_TRAIN_NORM, l, "ffn_norm", 1, s->width);
     at->gate_up = add(t, CAIRN_TRAIN_MATRIX, l, "ffn_gate", s->hidden, s->width);
@@ -84,7 +87,8 @@ cairn_status cairn_train_layout_new(const cairn_train_shape *shape, cairn_train_
         cairn_train_layout_free(t);
         return cairn_fail(CAIRN_NO_MEMORY, "layout of a model of %zu layers", layers);
     }
-    if (shape->attention.local_layers != NULL) memcpy(t->local_layers, shape->attention.local_layers, layers);
+    if (shape->mode == CAIRN_TRAIN_LANDMARK && shape->attention.local_layers != NULL)
+        memcpy(t->local_layers, shape->attention.local_layers, layers);
     t->embedding = add(t, CAIRN_TRAIN_EMBEDDING, UINT32_MAX, "token_embd", shape->vocab, shape->width);
     for (uint32_t l = 0; l < layers; l++) add_layer(t, l);
     t->output_norm = add(t, CAIRN_TRAIN_NORM, UINT32_MAX, "output_norm", 1, shape->width);
@@ -106,8 +110,8 @@ void cairn_train_targets(const cairn_token *slots, size_t rows, uint32_t block_t
 {
     const size_t B = (size_t)block_tokens + 1;
     for (size_t r = 0; r < rows; r++) {
-        size_t next = (r + 1) % B == B - 1 ? r + 2 : r + 1; /* over the landmark */
-        targets[r] = r % B == B - 1 || next >= rows ? -1 : slots[next];
+        size_t next = B > 1 && (r + 1) % B == B - 1 ? r + 2 : r + 1; /* over the landmark */
+        targets[r] = (B > 1 && r % B == B - 1) || next >= rows ? -1 : slots[next];
     }
 }
 

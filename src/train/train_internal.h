@@ -10,14 +10,17 @@
 #ifndef CAIRN_TRAIN_INTERNAL_H
 #define CAIRN_TRAIN_INTERNAL_H
 
-#include <cairn/model.h>
+#include <cairn/train.h>
 
 #include "base_internal.h"
 
 /* ---- what a model is made of ---- */
 
 typedef struct cairn_train_shape {
-    cairn_attention_shape attention; /* clamped; its landmark_bias is not looked at: it is a parameter here */
+    cairn_train_attention mode;      /* LANDMARK unless said otherwise */
+    uint32_t segment;                /* rows of a segment, for XL alone */
+    cairn_attention_shape attention; /* clamped with landmarks, else dense and all layers alike. Its landmark_bias is
+                                        not looked at: it is a parameter here */
     uint32_t vocab;
     uint32_t width;
     uint32_t hidden; /* of SwiGLU */
@@ -42,7 +45,8 @@ typedef struct cairn_train_param {
     size_t at; /* its first number */
 } cairn_train_param;
 
-typedef struct cairn_train_layer { /* where a layer's parameters begin; q, k, v lie in a row, as do gate and up */
+typedef struct cairn_train_layer { /* where a layer's parameters begin; q, k, v lie in a row, as do gate and up;
+                                      landmark_bias in a model with landmarks alone */
     size_t attn_norm, qkv, q_norm, k_norm, landmark_bias, o, ffn_norm, gate_up, down;
 } cairn_train_layer;
 
@@ -70,11 +74,13 @@ void cairn_train_init(const cairn_train_layout *layout, uint64_t seed, float *pa
 
 enum { CAIRN_TRAIN_BYTE_VOCAB = 260 }; /* <unk> <s> </s>, 256 bytes, the landmark */
 
-/* The shape of a landmark model with clamped positions (UNSUPPORTED for others); its arrays are the model's. */
+/* The shape of a landmark model with clamped positions (UNSUPPORTED for other positions), or of an ordinary one: DENSE;
+ * its arrays are the model's. */
 cairn_status cairn_train_shape_of(const cairn_model *model, cairn_train_shape *out);
 /* All parameters of a model of the layout's shape (else MISMATCH), in whatever type the file has them. */
 cairn_status cairn_train_import(const cairn_train_layout *layout, const cairn_model *model, float *params);
-/* Writes a model that cairn_model_open takes: byte vocabulary, matrices as `type`, trained at `window` slots. */
+/* Writes a model that cairn_model_open takes: byte vocabulary, matrices as `type`, trained at `window` slots. Without
+ * landmarks it is an ordinary one; of XL, cairn.xl.segment says how it was trained. */
 cairn_status cairn_train_export(const cairn_train_layout *layout, const float *params, const char *name,
                                 uint32_t window, cairn_gguf_type type, const char *path);
 
@@ -156,7 +162,8 @@ typedef struct cairn_train_guide {
     bool remember; /* this window's landmark keys join those of earlier ones */
 } cairn_train_guide;
 
-/* One window: it starts at a block, has its landmarks in place and is at most what the model has room for. */
+/* One window: it starts at a block, has its landmarks in place if there are any and is at most what the model has room
+ * for. */
 typedef struct cairn_train_window {
     const cairn_token *slots;   /* (rows) */
     const cairn_token *targets; /* (rows) what the row should predict; -1 = nothing, as after a landmark */
@@ -165,8 +172,9 @@ typedef struct cairn_train_window {
     const cairn_train_guide *guide; /* NULL = none */
 } cairn_train_window;
 
-/* Targets of a window (paper section 3.1; its code's first convention): a content token predicts the next content
- * token, also across a landmark; a landmark predicts nothing, nor does the last content token, as nothing follows it.
+/* Targets of a window, block_tokens 0 = without landmarks (paper section 3.1; its code's first convention): a content
+ * token predicts the next content token, also across a landmark; a landmark predicts nothing, nor does the last content
+ * token, as nothing follows it.
  */
 void cairn_train_targets(const cairn_token *slots, size_t rows, uint32_t block_tokens, cairn_token *targets);
 

@@ -55,7 +55,21 @@ static cairn_status check_rate(const cairn_train_stage *s, const char *what, flo
     return cairn_fail(CAIRN_INVALID, "stage '%s': %s is %g, must be 0..%g", s->name, what, (double)value, (double)most);
 }
 
-static cairn_status check_stage(const cairn_train_stage *s, uint32_t block_slots, const cairn_corpus *corpus)
+/* Slots that a window is whole numbers of: its blocks, or the segments of XL. */
+static uint32_t unit_of(const cairn_trainer *t)
+{
+    return t->opt.attention == CAIRN_TRAIN_LANDMARK ? t->opt.block_tokens + 1
+           : t->opt.attention == CAIRN_TRAIN_XL     ? t->opt.segment
+                                                    : 1;
+}
+
+/* Content tokens of a block; 0 = no landmarks stand between blocks. */
+static uint32_t block_tokens_of(const cairn_trainer *t)
+{
+    return t->opt.attention == CAIRN_TRAIN_LANDMARK ? t->opt.block_tokens : 0;
+}
+
+static cairn_status check_stage(const cairn_train_stage *s, uint32_t unit, const cairn_corpus *corpus)
 {
     const struct {
         const char *what;
@@ -71,7 +85,7 @@ static cairn_status check_stage(const cairn_train_stage *s, uint32_t block_slots
                   {"numbers", s->numbers},
                   {"floor", s->floor}};
     cairn_status st = check_count(s, "steps", s->steps, 1, UINT32_MAX);
-    if (st == CAIRN_OK) st = check_count(s, "window", s->window, 2 * block_slots, WINDOW_MAX);
+    if (st == CAIRN_OK) st = check_count(s, "window", s->window, 2 * (uint64_t)unit, WINDOW_MAX);
     if (st == CAIRN_OK) st = check_count(s, "windows", s->windows, 1, WINDOWS_MAX);
     if (st == CAIRN_OK) st = check_count(s, "facts", s->facts, 1, 1000);
     if (st == CAIRN_OK) st = check_count(s, "questions", s->questions, 1, 1000);
@@ -83,9 +97,9 @@ static cairn_status check_stage(const cairn_train_stage *s, uint32_t block_slots
     for (size_t i = 0; i < sizeof shares / sizeof *shares && st == CAIRN_OK; i++)
         st = check_share(s, shares[i].what, shares[i].value);
     if (st != CAIRN_OK) return st;
-    if (s->window % block_slots != 0)
+    if (s->window % unit != 0)
         return cairn_fail(CAIRN_INVALID, "stage '%s': a window of %u slots is no whole number of blocks of %u", s->name,
-                          s->window, block_slots);
+                          s->window, unit);
     const uint64_t text = cairn_corpus_bytes(corpus, CAIRN_SPLIT_TRAIN);
     if (text < s->window)
         return cairn_fail(CAIRN_INVALID, "the corpus has %llu bytes to train on, stage '%s' has windows of %u",
@@ -98,8 +112,10 @@ static cairn_train_shape shape_of(cairn_trainer *t)
     const cairn_trainer_options *o = &t->opt;
     cairn_train_shape s = {
         .vocab = CAIRN_TRAIN_BYTE_VOCAB, .width = o->width, .hidden = o->hidden, .norm_eps = 1e-5F, .qk_norm = true};
+    s.mode = o->attention;
+    s.segment = o->segment;
     cairn_attention_shape_init(&s.attention, sizeof s.attention);
-    s.attention.scheme = CAIRN_POSITION_CLAMPED;
+    s.attention.scheme = o->attention == CAIRN_TRAIN_LANDMARK ? CAIRN_POSITION_CLAMPED : CAIRN_POSITION_DENSE;
     s.attention.layers = o->layers;
     s.attention.heads = o->heads;
     s.attention.kv_heads = o->kv_heads;
@@ -134,6 +150,11 @@ static cairn_status begin_from(cairn_trainer *t, const cairn_model *source)
     cairn_model_info_get(source, &info);
     uint32_t *local = cairn_alloc_array(info.layers, sizeof *local);
     if (local == NULL) return cairn_fail(CAIRN_NO_MEMORY, "a model of %u layers", info.layers);
+    if (o->attention != CAIRN_TRAIN_LANDMARK) {
+        cairn_free(local);
+        return cairn_fail(CAIRN_UNSUPPORTED,
+                          "training '%s' on without landmarks: a model is trained on with landmarks alone", info.name);
+    }
     for (uint32_t l = 0; l < info.layers; l++) local[l] = l;
     const cairn_train_landmarks landmarks = {.block_tokens = o->block_tokens,
                                              .clamp_blocks = o->clamp_blocks,
@@ -190,7 +211,7 @@ static cairn_status lane_init(cairn_lane *lane, const cairn_trainer *t)
     if (lane->grads == NULL || lane->nll == NULL || lane->right == NULL)
         return cairn_fail(CAIRN_NO_MEMORY, "gradients of %zu parameters", t->layout->total);
     for (size_t i = 0; i < t->n_stages; i++) guides |= t->stages[i].guide > 0;
-    if (!guides || t->opt.remembered == 0) return CAIRN_OK;
+    if (!guides || t->opt.remembered == 0 || t->opt.attention != CAIRN_TRAIN_LANDMARK) return CAIRN_OK;
     return cairn_train_attention_remember_f32(cairn_train_model_attention_f32(lane->model), t->opt.layers,
                                               t->opt.remembered);
 }
@@ -214,7 +235,7 @@ static cairn_status trainer_init(cairn_trainer *t, const cairn_model *source, co
     if (n == 0) return cairn_fail(CAIRN_INVALID, "no stage to train");
     cairn_status st = source == NULL ? begin_anew(t) : begin_from(t, source);
     for (size_t i = 0; i < n && st == CAIRN_OK; i++) {
-        st = check_stage(&stages[i], t->opt.block_tokens + 1, t->corpus);
+        st = check_stage(&stages[i], unit_of(t), t->corpus);
         t->steps += stages[i].steps;
         if (stages[i].window > t->window_max) t->window_max = stages[i].window;
     }
@@ -303,7 +324,7 @@ static void count_rows(cairn_lane *lane)
 
 static cairn_status make_window(const cairn_trainer *t, const cairn_train_stage *stage, cairn_lane *lane, size_t number)
 {
-    const uint32_t C = t->opt.block_tokens;
+    const uint32_t C = block_tokens_of(t);
     const size_t tokens = cairn_lesson_tokens(stage->window, C);
     cairn_random random = random_of(t, number);
     cairn_status st = cairn_lesson_make(&lane->lesson, t->corpus, stage, &random,
@@ -332,15 +353,15 @@ static void run_lane(void *arg, size_t item, size_t worker)
                                          .heads = t->opt.guided_heads,
                                          .weight = j->stage->guide,
                                          .remember = true};
-        const cairn_train_window window = {w->slots, w->targets, w->weights, w->rows,
-                                           j->stage->guide > 0 ? &guide : NULL};
+        const bool guides = j->stage->guide > 0 && t->opt.attention == CAIRN_TRAIN_LANDMARK;
+        const cairn_train_window window = {w->slots, w->targets, w->weights, w->rows, guides ? &guide : NULL};
         for (size_t i = 0; i < w->rows; i++) lane->weight += w->targets[i] < 0 ? 0 : (double)w->weights[i];
         cairn_train_forward_f32(lane->model, t->params, w->slots, w->rows);
         lane->loss += cairn_train_loss_f32(lane->model, &window, j->scale, lane->nll, lane->right);
         double guided = cairn_train_backward_f32(lane->model, t->params, &window, lane->grads);
         lane->loss += guided;
         count_rows(lane);
-        if (j->stage->guide > 0 && t->opt.guided_layer < t->opt.layers) {
+        if (guides && t->opt.guided_layer < t->opt.layers) {
             uint64_t terms = (uint64_t)w->n_guided * t->opt.guided_heads * (t->opt.layers - t->opt.guided_layer);
             lane->report.guided += terms;
             lane->report.guide_nats += guided / (double)j->stage->guide;

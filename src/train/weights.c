@@ -10,10 +10,14 @@
 
 cairn_status cairn_train_shape_of(const cairn_model *model, cairn_train_shape *out)
 {
-    if (model->shape.scheme != CAIRN_POSITION_CLAMPED)
-        return cairn_fail(CAIRN_UNSUPPORTED, "model '%s' has no landmarks with clamped positions, which training needs",
+    if (model->shape.scheme != CAIRN_POSITION_CLAMPED && model->shape.scheme != CAIRN_POSITION_DENSE)
+        return cairn_fail(CAIRN_UNSUPPORTED,
+                          "model '%s' has landmarks whose positions are not clamped, which training "
+                          "needs",
                           model->info.name);
-    *out = (cairn_train_shape){.attention = model->shape,
+    *out = (cairn_train_shape){.mode = model->shape.scheme == CAIRN_POSITION_CLAMPED ? CAIRN_TRAIN_LANDMARK
+                                                                                     : CAIRN_TRAIN_DENSE,
+                               .attention = model->shape,
                                .vocab = model->info.vocab,
                                .width = model->info.width,
                                .hidden = model->info.hidden,
@@ -26,9 +30,9 @@ cairn_status cairn_train_shape_of(const cairn_model *model, cairn_train_shape *o
 static bool same_shape(const cairn_train_shape *a, const cairn_train_shape *b)
 {
     const cairn_attention_shape *x = &a->attention, *y = &b->attention;
-    return a->vocab == b->vocab && a->width == b->width && a->hidden == b->hidden && a->qk_norm == b->qk_norm &&
-           a->tied == b->tied && x->layers == y->layers && x->heads == y->heads && x->kv_heads == y->kv_heads &&
-           x->head_dim == y->head_dim;
+    return (a->mode == CAIRN_TRAIN_LANDMARK) == (b->mode == CAIRN_TRAIN_LANDMARK) && a->vocab == b->vocab &&
+           a->width == b->width && a->hidden == b->hidden && a->qk_norm == b->qk_norm && a->tied == b->tied &&
+           x->layers == y->layers && x->heads == y->heads && x->kv_heads == y->kv_heads && x->head_dim == y->head_dim;
 }
 
 cairn_status cairn_train_import(const cairn_train_layout *layout, const cairn_model *model, float *params)
@@ -72,7 +76,7 @@ void cairn_train_copy(const cairn_train_layout *layout, const cairn_model *model
             memcpy(params + to->q_norm, from->q_norm, dim * sizeof *params);
             memcpy(params + to->k_norm, from->k_norm, dim * sizeof *params);
         }
-        for (size_t h = 0; h < heads; h++)
+        for (size_t h = 0; h < heads && s->mode == CAIRN_TRAIN_LANDMARK; h++)
             params[to->landmark_bias + h] =
                 model->shape.landmark_bias != NULL ? model->shape.landmark_bias[l * heads + h] : 0;
     }
@@ -182,7 +186,11 @@ cairn_status cairn_train_export(const cairn_train_layout *layout, const float *p
     if ((st = put_architecture(w, s, window)) != CAIRN_OK) goto out;
     if ((st = cairn_gguf_put_string(w, "general.name", name)) != CAIRN_OK) goto out;
     if ((st = cairn_gguf_put_byte_vocab(w, true)) != CAIRN_OK) goto out;
-    if ((st = cairn_train_put_landmarks(w, layout, params, (cairn_token)s->vocab - 1, window)) != CAIRN_OK) goto out;
+    if (s->mode == CAIRN_TRAIN_LANDMARK)
+        st = cairn_train_put_landmarks(w, layout, params, (cairn_token)s->vocab - 1, window);
+    else if (s->mode == CAIRN_TRAIN_XL)
+        st = cairn_gguf_put_u32(w, "cairn.xl.segment", s->segment);
+    if (st != CAIRN_OK) goto out;
     if ((st = cairn_train_put_tensors(w, layout, params, type)) != CAIRN_OK) goto out;
     st = cairn_gguf_writer_save(w, path);
 out:

@@ -26,7 +26,7 @@ static const field model_fields[] = {
     MODEL(FIELD_U32, block_tokens), MODEL(FIELD_U32, clamp_blocks), MODEL(FIELD_U32, window_blocks),
     MODEL(FIELD_U32, top_k),        MODEL(FIELD_U32, local_layers), MODEL(FIELD_U32, local_window_blocks),
     MODEL(FIELD_U32, guided_layer), MODEL(FIELD_U32, guided_heads), MODEL(FIELD_U32, remembered),
-    MODEL(FIELD_U64, seed),         MODEL(FIELD_U32, threads),
+    MODEL(FIELD_U32, segment),      MODEL(FIELD_U64, seed),         MODEL(FIELD_U32, threads),
 };
 
 static const field stage_fields[] = {
@@ -72,6 +72,21 @@ static int read_fields(cli *c, const char *path, const char *where, const json_t
     return -1;
 }
 
+/* "attention" is a word: takes it out of the model's fields. */
+static int read_attention(cli *c, const char *path, json_t *model, cairn_trainer_options *out)
+{
+    static const char *const words[] = {"landmark", "dense", "xl"};
+    const json_t *value = json_object_get(model, "attention");
+    if (value == NULL) return -1;
+    for (int i = 0; i < 3; i++) {
+        if (!json_is_string(value) || strcmp(json_string_value(value), words[i]) != 0) continue;
+        out->attention = (cairn_train_attention)i;
+        json_object_del(model, "attention");
+        return -1;
+    }
+    return cli_fail(c, EXIT_FAILED, "'%s': model: 'attention' should be \"landmark\", \"dense\" or \"xl\"", path);
+}
+
 static int read_stage(cli *c, const char *path, size_t number, json_t *stage, plan *p)
 {
     char where[64];
@@ -112,6 +127,7 @@ int plan_read(cli *c, const char *path, plan *out)
         code = cli_fail(c, EXIT_FAILED, "out of memory: %zu stages", out->n);
     else if (out->n == 0)
         code = cli_fail(c, EXIT_FAILED, "plan '%s' has no list of \"stages\"", path);
+    if (code < 0 && model != NULL) code = read_attention(c, path, model, &out->options);
     if (code < 0 && model != NULL)
         code = read_fields(c, path, "model", model, model_fields, CLI_COUNT_OF(model_fields), &out->options);
     for (size_t i = 0; code < 0 && i < out->n; i++) code = read_stage(c, path, i, json_array_get(stages, i), out);

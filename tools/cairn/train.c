@@ -8,15 +8,18 @@
 #include <string.h>
 #include <unistd.h>
 
+enum { AS_PLANNED = 3 }; /* of --attention */
+
 static struct {
     const char *out, *plan, *checkpoint, *log, *init;
     cli_texts corpus;
     double held_out, minutes;
     uint64_t seed, steps;
     uint32_t threads, report;
-    int type;
+    int type, attention;
     bool fresh, other_stages;
-} flags = {.held_out = 0.05, .minutes = 5, .seed = UINT64_MAX, .report = 50, .threads = UINT32_MAX};
+} flags = {
+    .held_out = 0.05, .minutes = 5, .seed = UINT64_MAX, .report = 50, .threads = UINT32_MAX, .attention = AS_PLANNED};
 
 static const cli_option options[] = {
     OPT_NEEDED(CLI_TEXT, "out", 'o', &flags.out, "FILE.gguf",
@@ -35,6 +38,8 @@ static const cli_option options[] = {
                UINT32_MAX),
     OPT_TEXT("log", 0, &flags.log, "FILE.jsonl", "append a line of JSON per report"),
     OPT_NUMBER(CLI_U32, "report", 0, &flags.report, "N", "updates between reports (50)", 1, 1000000),
+    OPT_CHOICE("attention", &flags.attention, "landmark|dense|xl|plan",
+               "instead of the plan's: to compare the three on the same data (plan)"),
     OPT_NUMBER(CLI_U64, "seed", 0, &flags.seed, "N", "instead of the plan's", 0, UINT64_MAX - 1),
     OPT_NUMBER(CLI_U32, "threads", 0, &flags.threads, "N", "instead of the plan's; 0 = one per core", 0, 64),
     OPT_CHOICE("type", &flags.type, "f16|f32", "of the matrices in the file (f16)"),
@@ -99,7 +104,8 @@ static double seconds_left(const run_state *s, double rate)
         if (end > from) tokens += (double)(end - from) * (double)stage->windows * (double)stage->window;
         first = end;
     }
-    return ratio(tokens * s->plan.options.block_tokens / (s->plan.options.block_tokens + 1.0), rate);
+    const double C = s->plan.options.block_tokens; /* landmarks are not counted as tokens */
+    return ratio(s->plan.options.attention == CAIRN_TRAIN_LANDMARK ? tokens * C / (C + 1) : tokens, rate);
 }
 
 /* One line, and one of the log; the sums begin anew. Returns -1, or an exit code if the log cannot be written. */
@@ -158,6 +164,7 @@ static int begin(run_state *s)
     if (code >= 0) return code;
     if (flags.seed != UINT64_MAX) s->plan.options.seed = flags.seed;
     if (flags.threads != UINT32_MAX) s->plan.options.threads = flags.threads;
+    if (flags.attention != AS_PLANNED) s->plan.options.attention = (cairn_train_attention)flags.attention;
     if (flags.checkpoint != NULL)
         s->checkpoint = strdup(flags.checkpoint);
     else if (asprintf(&s->checkpoint, "%s.checkpoint", flags.out) < 0)

@@ -24,7 +24,7 @@ typedef struct bench_flags {
 /* The first and the last rows of a bench's table; its own come in between. */
 #define BENCH_OPTIONS(f)                                                                                               \
     OPT_NEEDED(CLI_TEXT, "model", 'm', &(f).model, "FILE", "a GGUF file with a vocabulary of bytes"),                  \
-        OPT_NEEDED(CLI_TEXTS, "corpus", 0, &(f).corpus, "PATH",                                                        \
+        OPT_NEEDED(CLI_TEXTS, "corpus", 'c', &(f).corpus, "PATH",                                                      \
                    "text: a file or directory; more may follow as arguments"),                                         \
         OPT_REAL("held-out", &(f).held_out, "P",                                                                       \
                  "the part of it that training left out; 1 = the model never saw any of it (0.05)", 1e-6, 1),          \

@@ -316,6 +316,39 @@ static void training_forward_equals_a_session_over_the_model_written_out(void **
     test_remove_dir(dir);
 }
 
+/* The model in a file says how it was trained: its score is the loss of a learner with that recurrence. */
+static void a_file_is_scored_as_it_was_trained(void **state)
+{
+    (void)state;
+    const cairn_train_shape shapes[] = {model_shape(CAIRN_TRAIN_DENSE, 0), model_shape(CAIRN_TRAIN_XL, 10)};
+    char *dir = test_make_dir(), *path = test_path(dir, "model.gguf");
+    for (int i = 0; i < 2; i++) {
+        learner l;
+        double nats[39], sum = 0;
+        cairn_model *model = NULL;
+        learner_init(&l, &shapes[i]);
+        assert_ok(cairn_train_export(l.layout, l.params_f32, "scored", 512, CAIRN_GGUF_F32, path));
+        assert_ok(cairn_model_open(path, &model));
+        assert_ok(cairn_train_score(model, l.slots, 40, nats));
+        for (int t = 0; t < 39; t++) sum += nats[t];
+        expect_below("score", fabs(sum - learner_loss(&l)) / sum, 1e-6);
+        l.slots[7] = CAIRN_TRAIN_BYTE_VOCAB;
+        assert_int_equal(cairn_train_score(model, l.slots, 40, nats), CAIRN_INVALID);
+        assert_non_null(strstr(cairn_last_error(), "token 7 is 260"));
+        assert_int_equal(cairn_train_score(model, l.slots, 1, nats), CAIRN_INVALID);
+        cairn_model_close(model);
+        learner_wipe(&l);
+    }
+    cairn_model *landmarks = NULL;
+    assert_ok(cairn_model_open(CAIRN_SOURCE_DIR "/models/cairn-tiny-f16.gguf", &landmarks));
+    const cairn_token two[] = {1, 2};
+    double nat;
+    assert_int_equal(cairn_train_score(landmarks, two, 2, &nat), CAIRN_UNSUPPORTED);
+    cairn_model_close(landmarks);
+    free(path);
+    test_remove_dir(dir);
+}
+
 static void failing_allocations_leave_nothing(void **state)
 {
     (void)state;
@@ -346,6 +379,7 @@ int main(void)
         cmocka_unit_test(a_segment_as_long_as_the_window_is_dense),
         cmocka_unit_test(segments_far_back_change_nothing),
         cmocka_unit_test(training_forward_equals_a_session_over_the_model_written_out),
+        cmocka_unit_test(a_file_is_scored_as_it_was_trained),
         cmocka_unit_test(failing_allocations_leave_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

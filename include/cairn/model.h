@@ -29,6 +29,7 @@ typedef struct cairn_model_info {
     uint64_t parameters;
     uint64_t file_bytes;
     uint32_t train_window;     /* slots; 0 = not said */
+    uint32_t xl_segment;       /* slots; 0 = not trained as Transformer-XL */
     cairn_token bos, eos, unk; /* -1 = none */
     cairn_token landmark;      /* -1 = not a landmark model */
     bool byte_tokens;          /* vocabulary of byte tokens */

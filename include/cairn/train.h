@@ -157,6 +157,14 @@ CAIRN_API cairn_status cairn_trainer_export(const cairn_trainer *trainer, const 
 CAIRN_API uint64_t cairn_trainer_parameters(const cairn_trainer *trainer);
 CAIRN_API uint32_t cairn_trainer_threads(const cairn_trainer *trainer);
 
+/* ---- what a trained model says ---- */
+
+/* nats (n - 1): -ln p of tokens 1..n-1, each after all before it, by the trainer's own forward over one window of n.
+ * For models without landmarks: an ordinary one, and one trained as Transformer-XL over segments of cairn.xl.segment,
+ * which no session computes. UNSUPPORTED for a landmark model: a session is what it is used with. Memory grows with n.
+ */
+CAIRN_API cairn_status cairn_train_score(const cairn_model *model, const cairn_token *tokens, size_t n, double *nats);
+
 #ifdef __cplusplus
 }
 #endif

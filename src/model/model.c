@@ -149,6 +149,7 @@ static cairn_status read_geometry(cairn_model *m)
     if ((st = gguf_f32(&m->file, eps.text, &m->norm_eps)) != CAIRN_OK) return st;
     if (!(m->norm_eps > 0 && m->norm_eps < 1))
         return cairn_fail(CAIRN_INVALID, "key '%s' is missing or not between 0 and 1", eps.text);
+    if ((st = gguf_u32(&m->file, "cairn.xl.segment", &info->xl_segment)) != CAIRN_OK) return st;
     return arch_u32(m, "context_length", &info->train_window);
 }
 

@@ -16,7 +16,9 @@ cairn_status cairn_train_shape_of(const cairn_model *model, cairn_train_shape *o
                           "needs",
                           model->info.name);
     *out = (cairn_train_shape){.mode = model->shape.scheme == CAIRN_POSITION_CLAMPED ? CAIRN_TRAIN_LANDMARK
+                                       : model->info.xl_segment > 0                  ? CAIRN_TRAIN_XL
                                                                                      : CAIRN_TRAIN_DENSE,
+                               .segment = model->info.xl_segment,
                                .attention = model->shape,
                                .vocab = model->info.vocab,
                                .width = model->info.width,

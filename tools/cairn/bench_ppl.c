@@ -2,7 +2,8 @@
  *
  * A segment is one context: it is fed through a session over the store as ingest feeds it, so every row retrieves, and
  * what the model expected next is compared with what came. Nothing is carried from one segment to the next. A model
- * without landmarks keeps nothing and runs in memory, with ordinary attention over the whole segment.
+ * without landmarks keeps nothing and runs in memory, with ordinary attention over the whole segment; one trained as
+ * Transformer-XL with its own recurrence.
  */
 #include "bench.h"
 
@@ -183,6 +184,30 @@ static int run_segment(run_state *r, cell *of, const cairn_token *tokens, float 
     return code < 0 ? bench_drop(&r->b) : code;
 }
 
+/* Transformer-XL's recurrence is the trainer's: a row sees its segment of the model and the one before. */
+static int score_segment(run_state *r, cell *of, const cairn_token *tokens)
+{
+    const uint64_t rows = of->length - 1, first = rows - of->counted, piece = r->b.model.info.xl_segment;
+    double *nats = malloc((size_t)rows * sizeof *nats), sum = 0;
+    uint64_t start = cli_now_ns();
+    if (nats == NULL) return cli_fail(r->b.c, EXIT_FAILED, "out of memory: %llu rows", (unsigned long long)rows);
+    cairn_status st = cairn_train_score(r->b.model.model, tokens, (size_t)of->length, nats);
+    for (uint64_t row = first; st == CAIRN_OK && row < rows; row++) {
+        sum += nats[row];
+        of->own += (double)(row % piece + 1 + (row >= piece ? piece : 0));
+    }
+    free(nats);
+    if (st != CAIRN_OK) return cli_fail_status(r->b.c, st);
+    of->rows += of->counted;
+    of->bits[of->done++] = sum / log(2) / (double)of->counted;
+    of->seconds += (double)(cli_now_ns() - start) * 1e-9;
+    of->fed += rows;
+    r->tokens_done += of->length;
+    r->b.texts_done++;
+    progress_show(&r->bar, r->tokens_done, r->tokens_all);
+    return bench_stopped(&r->b);
+}
+
 /* Segment i of n begins at i/n of the held-out text, so none overlap; the seed turns them all around its ring. */
 static uint64_t segment_at(const run_state *r, const cell *of, uint64_t i)
 {
@@ -207,7 +232,8 @@ static int run_cell(run_state *r, cell *of)
                  dense(r) ? "-" : bench_k(&k, of->top_k), (unsigned long long)i + 1, (unsigned long long)of->texts);
         cairn_status st = cairn_corpus_read(r->b.corpus, CAIRN_SPLIT_HELD_OUT, segment_at(r, of, i), bytes, text);
         code = st == CAIRN_OK ? bench_encode(&r->b, true, text, bytes, &ids, &n) : cli_fail_status(r->b.c, st);
-        if (code < 0) code = run_segment(r, of, ids, logits, piece);
+        if (code < 0)
+            code = r->b.model.info.xl_segment > 0 ? score_segment(r, of, ids) : run_segment(r, of, ids, logits, piece);
         free(ids);
     }
     free(text);
@@ -319,7 +345,9 @@ const cli_command command_bench_ppl = {
     .about =
         "Feeds segments of held-out text through a store, one context each and every row retrieving, and counts how\n"
         "many bits each next byte cost. Bits per byte is the mean over segments, after it its standard error;\n"
-        "perplexity is 2 to that power, per byte. A model without landmarks sees its whole segment instead.\n"
+        "perplexity is 2 to that power, per byte. A model without landmarks sees its whole segment instead, one "
+        "trained as\n"
+        "Transformer-XL the part it is in and the one before.\n"
         "\n"
         "attended  what a row looks at, on average over rows, heads and the layers that retrieve: the tokens of its\n"
         "          own block, every landmark it could choose, and landmark and tokens of each block it chose and of\n"

@@ -4,14 +4,13 @@
 # File, a dictionary) is not among it: that text is for asking.
 #   tools/corpus.sh DIR
 set -euo pipefail
-export LC_ALL=C
+. "$(dirname "$0")/debian.sh"
 
 [ $# = 1 ] || { sed -n '2,5s/^# //p' "$0" >&2; exit 2; }
 mkdir -p "$1"
 out=$(cd "$1" && pwd)
-cache=$(cd "$(dirname "$0")/.." && pwd)/.cache/corpus
+cache=$cache/corpus
 mkdir -p "$cache"
-say() { echo "corpus: $*" >&2; }
 
 # package, then which of its files: an extended regular expression over their paths
 sources='
@@ -36,24 +35,16 @@ ieee-data            /ieee-data/(mam|iab|oui36)\.txt$
 tzdata               /zoneinfo/(tzdata\.zi|zone1970\.tab|leap-seconds\.list)$
 '
 
-# Packages are fetched once. apt needs to know its archive, so a machine without package lists gets them first.
-fetch() {
-    local have
-    have=$(find "$cache" -name "$1_*.deb" | head -n 1)
-    [ -z "$have" ] || return 0
-    say "downloading $1 from Debian"
-    (cd "$cache" && apt-get -qq download "$1" 2>/dev/null) && return
-    local root=
-    [ "$(id -u)" = 0 ] || root=sudo
-    $root apt-get -qq -o DPkg::Lock::Timeout=300 update >&2 || true
-    (cd "$cache" && apt-get -qq download "$1")
-}
+have() { [ -n "$(find "$cache" -name "$1_*.deb" -print -quit)" ]; }
 
 tree=$(mktemp -d)
 trap 'rm -rf "$tree"' EXIT
 while read -r package pattern; do
     [ -n "$package" ] || continue
-    fetch "$package"
+    if ! have "$package"; then
+        say "downloading $package from Debian"
+        fetch "$package" "$cache" || { say "$package cannot be had"; exit 1; }
+    fi
     mkdir -p "$tree/$package"
     dpkg-deb --fsys-tarfile "$cache/$package"_*.deb >"$tree/tar"
     tar -tf "$tree/tar" | grep -E "$pattern" | grep -v '/$' >"$tree/list" || { say "$package has no file like $pattern"; exit 1; }

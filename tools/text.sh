@@ -4,27 +4,12 @@
 # saw either. Both come out of Debian packages, which are downloaded and read but not installed.
 #   tools/text.sh BYTES [SKIP] > book.txt       SKIP bytes of the text are left out first
 set -euo pipefail
-export LC_ALL=C
+. "$(dirname "$0")/debian.sh"
 
 [ $# -ge 1 ] && [ $# -le 2 ] || { sed -n '2,5s/^# //p' "$0" >&2; exit 2; }
 bytes=$1 skip=${2:-0}
 case $bytes$skip in *[!0-9]*) echo "text: '$*' should be numbers of bytes" >&2; exit 2 ;; esac
-cache=$(cd "$(dirname "$0")/.." && pwd)/.cache/text
-say() { echo "text: $*" >&2; }
-
-# Printable bytes, tabs and newlines; no blanks before a newline; no two empty lines in a row.
-clean() { tr -cd '\11\12\40-\176\200-\377' | sed 's/[ \t]*$//' | cat -s; }
-
-# fetch PACKAGE: the package file lands in $cache. apt needs to know its archive, so a machine without package lists
-# gets them first.
-fetch() {
-    (cd "$cache" && apt-get -qq download "$1" 2>/dev/null) && return
-    local root=
-    [ "$(id -u)" = 0 ] || root=sudo
-    say "asking Debian's archive for its list of packages"
-    $root apt-get -qq -o DPkg::Lock::Timeout=300 update >&2 || true
-    (cd "$cache" && apt-get -qq download "$1" 2>/dev/null)
-}
+cache=$cache/text
 
 # book PACKAGE FILE: the cleaned text of one package, made once, as $cache/PACKAGE.txt.
 book() {
@@ -35,7 +20,7 @@ book() {
         zcat <"/$2" | clean >"$out.$$"
     else
         say "downloading $1 from Debian"
-        command -v apt-get >/dev/null && fetch "$1" || return 1
+        fetch "$1" "$cache" || return 1
         dpkg-deb --fsys-tarfile "$cache/$1"_*.deb | tar -xO "./$2" | zcat | clean >"$out.$$" || return 1
         rm -f "$cache/$1"_*.deb
     fi

@@ -163,20 +163,21 @@ bool bench_has_bos(const bench *b)
     return b->model.info.add_bos && b->model.info.bos >= 0;
 }
 
-int bench_encode(const bench *b, bool bos, const char *text, size_t bytes, cairn_token **out, size_t *n)
+cairn_token *bench_encode(const bench *b, bool bos, const char *text, size_t bytes, size_t *n)
 {
     size_t first = bos && bench_has_bos(b), more = 0;
     cairn_token *tokens = malloc((first + bytes) * sizeof *tokens);
-    if (tokens == NULL) return cli_fail(b->c, EXIT_FAILED, "out of memory: %zu tokens", bytes);
+    if (tokens == NULL) {
+        cli_fail(b->c, EXIT_FAILED, "out of memory: %zu tokens", bytes);
+        return NULL;
+    }
     if (first) tokens[0] = b->model.info.bos;
     cairn_status st = cairn_model_encode(b->model.model, text, bytes, tokens + first, bytes, &more);
-    if (st != CAIRN_OK) {
-        free(tokens);
-        return cli_fail_status(b->c, st);
-    }
-    *out = tokens;
     *n = first + more;
-    return -1;
+    if (st == CAIRN_OK) return tokens;
+    cli_fail_status(b->c, st);
+    free(tokens);
+    return NULL;
 }
 
 /* ---- figures ---- */

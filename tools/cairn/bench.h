@@ -30,9 +30,9 @@ typedef struct bench_flags {
                  "the part of it that training left out; 1 = the model never saw any of it (0.05)", 1e-6, 1),          \
         OPT_NUMBER(CLI_U32, "seed", 0, &(f).seed, "N", "of the choice of texts (0)", 0, UINT32_MAX)
 #define BENCH_STORE_OPTIONS(f)                                                                                         \
-    POLICY_OPTIONS(f.policy), OPT_TEXT("dir", 0, &(f).dir, "DIR", "where the store is made ($TMPDIR or /tmp)"),        \
+    POLICY_OPTIONS((f).policy), OPT_TEXT("dir", 0, &(f).dir, "DIR", "where the store is made ($TMPDIR or /tmp)"),      \
         OPT_CHOICE("dtype", &(f).dtype, "f32|f16|bf16|q8", "element type of the store (f16)"),                         \
-        SESSION_OPTIONS_BUT_K(f.session)
+        SESSION_OPTIONS_BUT_K((f).session)
 
 /* ---- a run ---- */
 
@@ -71,8 +71,8 @@ int bench_stream_commit(bench *b, bench_stream *s);
 void bench_stream_end(bench_stream *s);
 int bench_drop(bench *b);          /* the context */
 int bench_stopped(const bench *b); /* after Ctrl-C the exit code, said; else -1 */
-/* BOS, if the model has one, and text as tokens, malloc'ed. */
-int bench_encode(const bench *b, bool bos, const char *text, size_t bytes, cairn_token **out, size_t *n);
+/* Text as tokens, malloc'ed, after BOS if asked for and the model has one; NULL after a failure, said. */
+cairn_token *bench_encode(const bench *b, bool bos, const char *text, size_t bytes, size_t *n);
 bool bench_has_bos(const bench *b);
 
 /* ---- figures ---- */

@@ -149,11 +149,11 @@ static bool go_on(void *arg, uint64_t done, uint64_t total)
 
 static int ingest(run_state *r, cell *of, const cairn_recall_text *text)
 {
-    cairn_token *tokens = NULL;
     size_t bytes = 0, n = 0;
     bench_stream stream = {0};
     const char *said = cairn_recall_text_bytes(text, &bytes);
-    int code = bench_encode(&r->b, true, said, bytes, &tokens, &n);
+    cairn_token *tokens = bench_encode(&r->b, true, said, bytes, &n);
+    int code = tokens != NULL ? -1 : EXIT_FAILED;
     uint64_t start = cli_now_ns();
     if (code < 0) code = bench_stream_begin(&r->b, &r->ingest, &stream);
     const size_t chunk = bench_piece(&r->b);
@@ -200,12 +200,11 @@ static int ask(run_state *r, const cairn_recall_question *question, uint64_t top
     cairn_session_options opt = b->options;
     cairn_session *session = NULL;
     cairn_runtime *runtime = NULL;
-    cairn_token *tokens = NULL;
     size_t n = 0;
     const char *names[] = {BENCH_CONTEXT};
     opt.policy.top_k = (uint32_t)top_k;
-    int code = bench_encode(b, false, question->text, strlen(question->text), &tokens, &n);
-    if (code >= 0) return code;
+    cairn_token *tokens = bench_encode(b, false, question->text, strlen(question->text), &n);
+    if (tokens == NULL) return EXIT_FAILED;
     uint64_t start = cli_now_ns();
     cairn_status st = cairn_session_begin(b->store, b->model.shape, names, 1, &opt, &session);
     if (st == CAIRN_OK) cairn_session_info_get(session, &b->machine);

@@ -226,13 +226,16 @@ static int run_cell(run_state *r, cell *of)
     human tokens, k;
     of->stats = (cairn_step_stats){.mass_min = 1, .mass_kind = CAIRN_MASS_EXACT};
     for (uint64_t i = 0; code < 0 && i < of->texts; i++) {
-        cairn_token *ids = NULL;
         size_t n = 0;
         snprintf(r->label, sizeof r->label, "%s, k %s: segment %llu of %llu", human_count(&tokens, of->length),
                  dense(r) ? "-" : bench_k(&k, of->top_k), (unsigned long long)i + 1, (unsigned long long)of->texts);
         cairn_status st = cairn_corpus_read(r->b.corpus, CAIRN_SPLIT_HELD_OUT, segment_at(r, of, i), bytes, text);
-        code = st == CAIRN_OK ? bench_encode(&r->b, true, text, bytes, &ids, &n) : cli_fail_status(r->b.c, st);
-        if (code < 0)
+        cairn_token *ids = st == CAIRN_OK ? bench_encode(&r->b, true, text, bytes, &n) : NULL;
+        if (st != CAIRN_OK)
+            code = cli_fail_status(r->b.c, st);
+        else if (ids == NULL)
+            code = EXIT_FAILED;
+        else
             code = r->b.model.info.xl_segment > 0 ? score_segment(r, of, ids) : run_segment(r, of, ids, logits, piece);
         free(ids);
     }

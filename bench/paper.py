@@ -1,0 +1,106 @@
+#!/usr/bin/env python3
+"""The paper's Tables 1 and 2 at our scale: one shape, the same text and training tokens, three kinds of attention.
+
+Trains an ordinary model over a window W, a Transformer-XL over segments of W/2 with a memory of W/2, and a landmark model
+over W, once per seed, and measures bits per byte of held-out text at lengths W, 4W and 8W (`cairn bench ppl`), with the
+number of tokens a row attends to. Training and measuring go on where they stopped when the command is run again with the
+same --dir. Prints Markdown: means over seeds, and half the distance of the extremes.
+
+    bench/paper.py --corpus DIR --dir DIR [--cairn build/cairn] [--seeds 1,2,3] [--window 512] [--tokens 10000000]
+                   [--segments 40] [--width 192] [--layers 4] [--quick]
+
+With the defaults about six hours on two cores; --quick trains 200,000 tokens of a small model with one seed, to see that
+all runs. Table 2 asks the landmark models again, with one choice of blocks for each row and head, for each head, for each
+row (--scope).
+"""
+import argparse, json, os, statistics, subprocess, sys
+
+root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+ap.add_argument("--cairn", default=os.path.join(root, "build", "cairn"))
+ap.add_argument("--corpus", required=True, help="tools/corpus.sh makes one")
+ap.add_argument("--dir", required=True, help="where models, logs and figures are kept")
+ap.add_argument("--seeds", default="1,2,3")
+ap.add_argument("--window", type=int, default=512, help="W in slots, a multiple of 128")
+ap.add_argument("--tokens", type=int, default=10_000_000, help="of training, for each model")
+ap.add_argument("--segments", type=int, default=40, help="held-out texts of each length")
+ap.add_argument("--width", type=int, default=192)
+ap.add_argument("--layers", type=int, default=4)
+ap.add_argument("--quick", action="store_true")
+opt = ap.parse_args()
+if opt.quick:
+    opt.seeds, opt.tokens, opt.segments, opt.width, opt.layers = "1", 200_000, 4, 64, 2
+if opt.window % 128 != 0:
+    sys.exit("--window must be a multiple of 128: whole blocks of 64, and whole segments of half of it")
+W, B, WINDOWS = opt.window, 64, 8
+os.makedirs(opt.dir, exist_ok=True)
+
+
+def cairn(*args, progress=False):
+    run = subprocess.run([opt.cairn, *map(str, args), "--json", *(["--progress"] if progress else [])],
+                         stdout=subprocess.PIPE)
+    if run.returncode != 0:
+        sys.exit(f"cairn {args[0]}: exit {run.returncode}: {run.stdout.decode()}")
+    return json.loads(run.stdout)
+
+
+def train(attention, seed):
+    """The model of one kind and seed; `cairn train` itself goes on from its checkpoint, or finds nothing to do."""
+    name = os.path.join(opt.dir, f"{attention}-{seed}")
+    content = W * 63 // 64 if attention == "landmark" else W  # landmarks are no text
+    plan = {"name": f"{attention}-{seed}",
+            "model": {"width": opt.width, "layers": opt.layers, "heads": opt.width // 32, "kv_heads": opt.width // 32,
+                      "head_dim": 32, "hidden": opt.width * 8 // 3 // 16 * 16, "attention": attention,
+                      "segment": W // 2, "seed": seed, "threads": 2, "guided_layer": 1},
+            "stages": [{"name": "text", "steps": max(1, opt.tokens // (content * WINDOWS)), "window": W,
+                        "windows": WINDOWS, "warmup": 100, "text": 1, "floor": 0.02}]}
+    with open(name + ".json", "w") as f:
+        json.dump(plan, f, indent=1)
+    done = cairn("train", "-p", name + ".json", "-c", opt.corpus, "-o", name + ".gguf", "--log", name + ".jsonl",
+                 progress=True)
+    print(f"{attention}, seed {seed}: {done['step']} updates", file=sys.stderr, flush=True)
+    return name
+
+
+def bits(name, length, k=None, window=None, scope=None):
+    """Bits per byte and attended tokens of a model at a length; figures are kept in a file each."""
+    label = "-".join(str(x) for x in ("ppl", length, k, window, scope) if x is not None)
+    path = f"{name}-{label.replace('+', '')}.figures"
+    if not os.path.exists(path):
+        extra = []
+        for flag, value in (("--top-k", k), ("--window", window), ("--scope", scope)):
+            extra += [flag, value] if value is not None else []
+        out = cairn("bench", "ppl", "-m", name + ".gguf", "-c", opt.corpus, "--length", length, "--texts", opt.segments,
+                    *extra)
+        with open(path + ".new", "w") as f:
+            json.dump(out, f)
+        os.rename(path + ".new", path)
+    with open(path) as f:
+        cell = json.load(f)["cells"][0]
+    return cell["bits_per_byte"], cell["attended_tokens"]
+
+
+def row(kind, what, length, names, **how):
+    got = [bits(n, length, **how) for n in names]
+    values = [g[0] for g in got]
+    spread = (max(values) - min(values)) / 2
+    print(f"| {kind} | {length} | {what} | {statistics.mean(g[1] for g in got):.0f} | {statistics.mean(values):.4f} | "
+          f"{spread:.4f} |", flush=True)
+
+
+seeds = [int(s) for s in opt.seeds.split(",")]
+models = {a: [train(a, s) for s in seeds] for a in ("dense", "xl", "landmark")}
+print(f"shape: width {opt.width}, {opt.layers} layers, window {W}; {opt.tokens:,} training tokens; seeds {opt.seeds}; "
+      f"{opt.segments} held-out texts a length\n")
+print("| model | length | sees | attended | bits/byte | +- |\n|---|---|---|---|---|---|", flush=True)
+row("dense", f"window {W}", W, models["dense"])
+row("dense", f"window {W * 11 // 16}", W * 11 // 16, models["dense"])
+for length in (W, 4 * W, 8 * W):
+    row("Transformer-XL", f"{W // 2} + {W // 2}", length, models["xl"])
+for length in (W, 4 * W, 8 * W):
+    for window, k in ((3, 2), (3, 4), (1, 4), (5, 2), (3, 0)):
+        row("landmark", f"own and {window} blocks, k = {k}", length, models["landmark"], k=k, window=window)
+print("\n| scope | length | k | attended | bits/byte | +- |\n|---|---|---|---|---|---|", flush=True)
+for scope in ("token+head", "head", "token"):
+    for length, k in ((4 * W, 2), (4 * W, 4), (8 * W, 4)):
+        row(scope, f"{k}", length, models["landmark"], k=k, window=3, scope=scope)

@@ -6,11 +6,14 @@
 
 /* 16 registers: mixing 6 rows x 2 vectors of dims keeps 12 sums, 2 values and a weight. */
 enum { MIX_QUERIES = 6, MIX_WIDE = 2 };
+enum { PRODUCT_ROWS = 6 }; /* x 2 vectors: the same count */
 
 #include "body_vectors.h"
 
 #include "body_matvec.h"
+#include "body_product.h"
 #include "body_scan.h"
+#include "body_softmax.h"
 #include "body_tile.h"
 
 const cairn_kernels cairn_kernels_avx2_table = {
@@ -33,4 +36,9 @@ const cairn_kernels cairn_kernels_avx2_table = {
     .tile_mix = tile_mix,
     .tile_attend = tile_attend,
     .scan_i8 = scan_i8,
+    .product = product,
+    .gemm = gemm,
+    .transpose = transpose,
+    .row_softmax = row_softmax,
+    .row_softmax_backward = row_softmax_backward,
 };

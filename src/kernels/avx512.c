@@ -6,11 +6,14 @@
 
 /* 32 registers: mixing 6 rows x 4 vectors of dims keeps 24 sums, 4 values and a weight. */
 enum { MIX_QUERIES = 6, MIX_WIDE = 4 };
+enum { PRODUCT_ROWS = 12 }; /* x 2 vectors: the same count */
 
 #include "body_vectors.h"
 
 #include "body_matvec.h"
+#include "body_product.h"
 #include "body_scan.h"
+#include "body_softmax.h"
 #include "body_tile.h"
 
 /* clang-format off */
@@ -19,7 +22,8 @@ enum { MIX_QUERIES = 6, MIX_WIDE = 4 };
         .name = "avx512", .dot = dot, .axpy = axpy, .scale = scale, .max = max, .exp_shift = exp_shift,                \
         .exp_sum = exp_sum, .above = above, .widen = widen, .narrow = narrow, .rms_norm = rms_norm,                    \
         .silu_mul = silu_mul, .rotate = rotate, .matvec = matvec, .dequant = dequant, .tile_scores = tile_scores,      \
-        .tile_mix = tile_mix, .tile_attend = tile_attend, .scan_i8 = scan                                              \
+        .tile_mix = tile_mix, .tile_attend = tile_attend, .scan_i8 = scan, .product = product, .gemm = gemm,           \
+        .transpose = transpose, .row_softmax = row_softmax, .row_softmax_backward = row_softmax_backward           \
     }
 /* clang-format on */
 

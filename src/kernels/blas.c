@@ -31,6 +31,23 @@ static void gemm(CBLAS_TRANSPOSE ta, CBLAS_TRANSPOSE tb, size_t m, size_t n, siz
                 add ? 1.0f : 0.0f, c, (blasint)ldc);
 }
 
+void cairn_gemm(const cairn_kernels *kernels, size_t m, size_t n, size_t k, const float *a, size_t row, size_t col,
+                const float *b, size_t brow, size_t bcol, float *c, size_t ldc, bool add, float *scratch)
+{
+    if (kernels != &cairn_kernels_ref)
+        kernels->gemm(m, n, k, a, row, col, b, brow, bcol, c, ldc, add, scratch);
+    else /* a single row may come with any step to the next */
+        gemm(col == 1 ? CblasNoTrans : CblasTrans, bcol == 1 ? CblasNoTrans : CblasTrans, m, n, k, a,
+             col != 1  ? col
+             : row > k ? row
+                       : k,
+             b,
+             bcol != 1  ? bcol
+             : brow > n ? brow
+                        : n,
+             c, ldc, add);
+}
+
 void cairn_gemm_nt(size_t m, size_t n, size_t k, const float *a, size_t lda, const float *b, size_t ldb, float *c,
                    size_t ldc)
 {

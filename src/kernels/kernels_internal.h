@@ -33,7 +33,8 @@ typedef enum cairn_wtype {
 } cairn_wtype;
 size_t cairn_wtype_row_bytes(cairn_wtype type, size_t cols); /* 0 if cols does not fit the type */
 
-enum { CAIRN_SCAN_GROUP = 16 }; /* rows interleaved in the int8 scan */
+enum { CAIRN_SCAN_GROUP = 16 };          /* rows interleaved in the int8 scan */
+enum { CAIRN_GEMM_SCRATCH = 160 << 10 }; /* numbers gemm packs its operands into */
 
 typedef struct cairn_kernels {
     const char *name; /* "ref", "avx2", "avx512": benches print it */
@@ -84,6 +85,28 @@ typedef struct cairn_kernels {
      * NULL is fine (the unsigned trick goes by the query's sum, which costs no bytes per row). dim <= 1024. */
     void (*scan_i8)(const int8_t *rows, const float *row_scale, const int32_t *row_sum, size_t group, size_t groups,
                     size_t dim, const int8_t *q, const float *q_scale, size_t nq, float *scores, size_t ld);
+
+    /* ---- training: products and softmax over tiles of scores ---- */
+
+    /* C (m, n) = (add ? C : 0) + A B. A's element (i, l) lies at a[i * row + l * col], B's (l, j) at b[l * ldb + j];
+     * nothing is copied: for what lies in L1. */
+    void (*product)(size_t m, size_t n, size_t k, const float *a, size_t row, size_t col, const float *b, size_t ldb,
+                    float *c, size_t ldc, bool add);
+    /* The same for products of any size: B's element (l, j) lies at b[l * brow + j * bcol]. Of row and col one is 1, of
+     * brow and bcol too. scratch: CAIRN_GEMM_SCRATCH numbers. */
+    void (*gemm)(size_t m, size_t n, size_t k, const float *a, size_t row, size_t col, const float *b, size_t brow,
+                 size_t bcol, float *c, size_t ldc, bool add, float *scratch);
+    /* out (cols, rows), rows ld_out apart, = x (rows, cols) transposed */
+    void (*transpose)(float *out, size_t ld_out, const float *x, size_t ld, size_t rows, size_t cols);
+    /* Row r of x (rows, n), rows ld apart, becomes weights[r] (NULL = 1) times its softmax; causal: of its first r + 1
+     * numbers, and 0 behind. lse[r] (may be NULL) = ln sum exp of what it was. exp is to 2 ulp but never below 4e-38.
+     */
+    void (*row_softmax)(float *x, size_t ld, size_t rows, size_t n, bool causal, const float *weights, float *lse);
+    /* The way back, p (rows, n) softmax rows without weights, u (rows, n) gradients by what p's tokens weigh, both ld
+     * apart: means[r] = sum p u, unless they are `known`; then u = weights[r] p (u - means[r]) and p = weights[r] p.
+     * Where causal masks, u becomes 0. */
+    void (*row_softmax_backward)(float *p, float *u, size_t ld, size_t rows, size_t n, bool causal,
+                                 const float *weights, float *means, bool known);
 } cairn_kernels;
 
 extern const cairn_kernels cairn_kernels_ref;
@@ -114,5 +137,9 @@ void cairn_gemm_nn(size_t m, size_t n, size_t k, const float *a, size_t lda, con
                    size_t ldc, bool add);
 void cairn_gemm_tn(size_t m, size_t n, size_t k, const float *a, size_t lda, const float *b, size_t ldb, float *c,
                    size_t ldc, bool add);
+
+/* The table's gemm, or OpenBLAS where the table is the reference: what trains on processors without a twin. */
+void cairn_gemm(const cairn_kernels *kernels, size_t m, size_t n, size_t k, const float *a, size_t row, size_t col,
+                const float *b, size_t brow, size_t bcol, float *c, size_t ldc, bool add, float *scratch);
 
 #endif

@@ -241,6 +241,58 @@ static void ref_scan_i8(const int8_t *rows, const float *row_scale, const int32_
             }
 }
 
+/* ---- training ---- */
+
+static void ref_gemm(size_t m, size_t n, size_t k, const float *a, size_t row, size_t col, const float *b, size_t brow,
+                     size_t bcol, float *c, size_t ldc, bool add, float *scratch)
+{
+    (void)scratch;
+    for (size_t i = 0; i < m; i++)
+        for (size_t j = 0; j < n; j++) {
+            double sum = add ? (double)c[i * ldc + j] : 0;
+            for (size_t l = 0; l < k; l++) sum += (double)a[i * row + l * col] * b[l * brow + j * bcol];
+            c[i * ldc + j] = (float)sum;
+        }
+}
+
+static void ref_product(size_t m, size_t n, size_t k, const float *a, size_t row, size_t col, const float *b,
+                        size_t ldb, float *c, size_t ldc, bool add)
+{
+    ref_gemm(m, n, k, a, row, col, b, ldb, 1, c, ldc, add, NULL);
+}
+
+static void ref_transpose(float *out, size_t ld_out, const float *x, size_t ld, size_t rows, size_t cols)
+{
+    for (size_t r = 0; r < rows; r++)
+        for (size_t c = 0; c < cols; c++) out[c * ld_out + r] = x[r * ld + c];
+}
+
+static void ref_row_softmax(float *x, size_t ld, size_t rows, size_t n, bool causal, const float *weights, float *lse)
+{
+    for (size_t r = 0; r < rows; r++, x += ld) {
+        const size_t sees = causal && r + 1 < n ? r + 1 : n;
+        const double most = ref_max(x, sees);
+        double sum = 0;
+        for (size_t i = 0; i < sees; i++) sum += exp(x[i] - most);
+        if (lse != NULL) lse[r] = sees > 0 ? (float)(most + log(sum)) : -INFINITY;
+        for (size_t i = 0; i < n; i++)
+            x[i] = i < sees ? (float)((weights != NULL ? weights[r] : 1) * exp(x[i] - most) / sum) : 0;
+    }
+}
+
+static void ref_row_softmax_backward(float *p, float *u, size_t ld, size_t rows, size_t n, bool causal,
+                                     const float *weights, float *means, bool known)
+{
+    for (size_t r = 0; r < rows; r++, p += ld, u += ld) {
+        const size_t sees = causal && r + 1 < n ? r + 1 : n;
+        if (!known) means[r] = ref_dot(p, u, sees);
+        for (size_t i = 0; i < n; i++) {
+            p[i] = i < sees ? weights[r] * p[i] : p[i];
+            u[i] = i < sees ? p[i] * (u[i] - means[r]) : 0;
+        }
+    }
+}
+
 const cairn_kernels cairn_kernels_ref = {
     .name = "ref",
     .dot = ref_dot,
@@ -261,4 +313,9 @@ const cairn_kernels cairn_kernels_ref = {
     .tile_mix = ref_tile_mix,
     .tile_attend = ref_tile_attend,
     .scan_i8 = ref_scan_i8,
+    .product = ref_product,
+    .gemm = ref_gemm,
+    .transpose = ref_transpose,
+    .row_softmax = ref_row_softmax,
+    .row_softmax_backward = ref_row_softmax_backward,
 };

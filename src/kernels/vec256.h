@@ -108,6 +108,11 @@ INLINE vf v_ldexp(vf x, vf n)
     vf second = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23));
     return _mm256_mul_ps(_mm256_mul_ps(x, first), second);
 }
+/* The same for x in [1/2, 2] and n of at least -125: added to the exponent. */
+INLINE vf v_ldexp_normal(vf x, vf n)
+{
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23)));
+}
 
 /* ---- 16-bit and 8-bit elements ---- */
 

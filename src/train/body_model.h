@@ -36,6 +36,7 @@ struct TRAIN(model) {
     real *dgate_up; /* (rows, 2 hidden) */
     real *dact;     /* (rows, hidden) */
     real *row;      /* (the widest of all) */
+    real *scratch;  /* (GEMM_SCRATCH) */
     double scale;   /* loss's */
 };
 
@@ -51,8 +52,8 @@ void TRAIN(model_free)(TRAIN(model) * m)
         cairn_free(m->layers[l].x_ffn);
         cairn_free(m->layers[l].gate_up);
     }
-    real *const buffers[] = {m->x,  m->h,    m->qkv,       m->act,      m->logits, m->dx,
-                             m->dh, m->dqkv, m->dattended, m->dgate_up, m->dact,   m->row};
+    real *const buffers[] = {m->x,    m->h,         m->qkv,      m->act,  m->logits, m->dx,     m->dh,
+                             m->dqkv, m->dattended, m->dgate_up, m->dact, m->row,    m->scratch};
     for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) cairn_free(buffers[i]);
     cairn_free(m->layers);
     cairn_free(m);
@@ -110,14 +111,33 @@ cairn_status TRAIN(model_new)(const cairn_train_layout *layout, size_t rows, TRA
     m->dgate_up = reals(rows, 2 * m->hidden);
     m->dact = reals(rows, m->hidden);
     m->row = reals(m->width + m->D + m->hidden, 1);
+    m->scratch = reals(GEMM_SCRATCH, 1);
     if (!all || m->x == NULL || m->h == NULL || m->qkv == NULL || m->act == NULL || m->logits == NULL ||
         m->dx == NULL || m->dh == NULL || m->dqkv == NULL || m->dattended == NULL || m->dgate_up == NULL ||
-        m->dact == NULL || m->row == NULL) {
+        m->dact == NULL || m->row == NULL || m->scratch == NULL) {
         TRAIN(model_free)(m);
         return cairn_fail(CAIRN_NO_MEMORY, "activations of a window of %zu slots", rows);
     }
     *out = m;
     return CAIRN_OK;
+}
+
+/* ---- products of a window's rows x (rows, in), y (rows, out) and a matrix w (out, in) or its gradient ---- */
+
+static void rows_forward(const TRAIN(model) * m, size_t rows, const real *x, size_t in, const real *w, size_t out,
+                         real *y, bool add)
+{
+    gemm(m->kernels, rows, out, in, x, in, 1, w, 1, in, y, out, add, m->scratch);
+}
+static void rows_backward(const TRAIN(model) * m, size_t rows, const real *dy, size_t out, const real *w, size_t in,
+                          real *dx)
+{
+    gemm(m->kernels, rows, in, out, dy, out, 1, w, in, 1, dx, in, false, m->scratch);
+}
+static void matrix_backward(const TRAIN(model) * m, size_t rows, const real *dy, size_t out, const real *x, size_t in,
+                            real *dw)
+{
+    gemm(m->kernels, out, in, rows, dy, 1, out, x, in, 1, dw, in, true, m->scratch);
 }
 
 /* ---- pieces ---- */
@@ -238,22 +258,20 @@ static void layer_forward(TRAIN(model) * m, const real *params, uint32_t l, size
     const size_t W = m->width;
     memcpy(kept->x, m->x, rows * W * sizeof *m->x);
     norm_rows(m, m->h, m->x, params + at->attn_norm, rows);
-    gemm_nt(rows, m->F, W, m->h, W, params + at->qkv, W, kept->qkv, m->F);
+    rows_forward(m, rows, m->h, W, params + at->qkv, m->F, kept->qkv, false);
     norm_heads(m, params, at, kept, rows);
     TRAIN(qkv) in = attention_input(m);
     if (m->dense != NULL)
         TRAIN(dense_attend)(m->dense, rows, &in, kept->attended);
     else
         TRAIN(attend)(m->attention, l, rows, &in, params + at->landmark_bias, kept->attended);
-    gemm_nt(rows, W, m->Q, kept->attended, m->Q, params + at->o, m->Q, m->h, W);
-    add_rows(m->x, m->h, rows * W);
+    rows_forward(m, rows, kept->attended, m->Q, params + at->o, W, m->x, true);
 
     memcpy(kept->x_ffn, m->x, rows * W * sizeof *m->x);
     norm_rows(m, m->h, m->x, params + at->ffn_norm, rows);
-    gemm_nt(rows, 2 * m->hidden, W, m->h, W, params + at->gate_up, W, kept->gate_up, 2 * m->hidden);
+    rows_forward(m, rows, m->h, W, params + at->gate_up, 2 * m->hidden, kept->gate_up, false);
     swiglu(m, kept->gate_up, rows);
-    gemm_nt(rows, W, m->hidden, m->act, m->hidden, params + at->down, m->hidden, m->h, W);
-    add_rows(m->x, m->h, rows * W);
+    rows_forward(m, rows, m->act, m->hidden, params + at->down, W, m->x, true);
 }
 
 const real *TRAIN(forward)(TRAIN(model) * m, const real *params, const cairn_token *slots, size_t rows)
@@ -266,7 +284,7 @@ const real *TRAIN(forward)(TRAIN(model) * m, const real *params, const cairn_tok
     }
     for (uint32_t l = 0; l < t->shape.attention.layers; l++) layer_forward(m, params, l, rows);
     norm_rows(m, m->h, m->x, params + t->output_norm, rows);
-    gemm_nt(rows, m->vocab, m->width, m->h, m->width, params + t->head, m->width, m->logits, m->vocab);
+    rows_forward(m, rows, m->h, m->width, params + t->head, m->vocab, m->logits, false);
     return m->logits;
 }
 
@@ -313,18 +331,18 @@ static double layer_backward(TRAIN(model) * m, const real *params, uint32_t l, c
     const layer_kept *kept = &m->layers[l];
     const size_t W = m->width, H = m->hidden, Q = m->Q, F = m->F;
 
-    gemm_nn(rows, H, W, m->dx, W, params + at->down, H, m->dact, H, false);
+    rows_backward(m, rows, m->dx, W, params + at->down, H, m->dact);
     swiglu_backward(m, kept->gate_up, rows);
-    gemm_tn(W, H, rows, m->dx, W, m->act, H, grads + at->down, H, true);
+    matrix_backward(m, rows, m->dx, W, m->act, H, grads + at->down);
     norm_rows(m, m->h, kept->x_ffn, params + at->ffn_norm, rows);
-    gemm_tn(2 * H, W, rows, m->dgate_up, 2 * H, m->h, W, grads + at->gate_up, W, true);
-    gemm_nn(rows, W, 2 * H, m->dgate_up, 2 * H, params + at->gate_up, W, m->dh, W, false);
+    matrix_backward(m, rows, m->dgate_up, 2 * H, m->h, W, grads + at->gate_up);
+    rows_backward(m, rows, m->dgate_up, 2 * H, params + at->gate_up, W, m->dh);
     for (size_t r = 0; r < rows; r++)
         norm_backward(m, kept->x_ffn + r * W, params + at->ffn_norm, m->dh + r * W, W, m->dx + r * W, true,
                       grads + at->ffn_norm);
 
-    gemm_nn(rows, Q, W, m->dx, W, params + at->o, Q, m->dattended, Q, false);
-    gemm_tn(W, Q, rows, m->dx, W, kept->attended, Q, grads + at->o, Q, true);
+    rows_backward(m, rows, m->dx, W, params + at->o, Q, m->dattended);
+    matrix_backward(m, rows, m->dx, W, kept->attended, Q, grads + at->o);
     norm_heads(m, params, at, kept, rows);
     TRAIN(qkv) in = attention_input(m);
     double guided = 0;
@@ -336,8 +354,8 @@ static double layer_backward(TRAIN(model) * m, const real *params, uint32_t l, c
                                    m->scale, m->dqkv, m->dqkv + Q, m->dqkv + Q + m->KV, grads + at->landmark_bias);
     norm_heads_backward(m, params, at, kept, rows, grads);
     norm_rows(m, m->h, kept->x, params + at->attn_norm, rows);
-    gemm_tn(F, W, rows, m->dqkv, F, m->h, W, grads + at->qkv, W, true);
-    gemm_nn(rows, W, F, m->dqkv, F, params + at->qkv, W, m->dh, W, false);
+    matrix_backward(m, rows, m->dqkv, F, m->h, W, grads + at->qkv);
+    rows_backward(m, rows, m->dqkv, F, params + at->qkv, W, m->dh);
     for (size_t r = 0; r < rows; r++)
         norm_backward(m, kept->x + r * W, params + at->attn_norm, m->dh + r * W, W, m->dx + r * W, true,
                       grads + at->attn_norm);
@@ -349,8 +367,8 @@ double TRAIN(backward)(TRAIN(model) * m, const real *params, const cairn_train_w
     const cairn_train_layout *t = m->layout;
     const size_t rows = window->rows, W = m->width;
     norm_rows(m, m->h, m->x, params + t->output_norm, rows);
-    gemm_tn(m->vocab, W, rows, m->logits, m->vocab, m->h, W, grads + t->head, W, true);
-    gemm_nn(rows, W, m->vocab, m->logits, m->vocab, params + t->head, W, m->dh, W, false);
+    matrix_backward(m, rows, m->logits, m->vocab, m->h, W, grads + t->head);
+    rows_backward(m, rows, m->logits, m->vocab, params + t->head, W, m->dh);
     for (size_t r = 0; r < rows; r++)
         norm_backward(m, m->x + r * W, params + t->output_norm, m->dh + r * W, W, m->dx + r * W, false,
                       grads + t->output_norm);

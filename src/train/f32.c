@@ -16,9 +16,11 @@ typedef const cairn_kernels *kernels_of_real;
 #define vec_scale(kn, x, a, n) (kn)->scale(x, a, n)
 #define vec_max(kn, x, n)      (kn)->max(x, n)
 #define vec_exp(kn, x, m, n)   (kn)->exp_shift(x, m, n)
-#define gemm_nt                cairn_gemm_nt
-#define gemm_nn                cairn_gemm_nn
-#define gemm_tn                cairn_gemm_tn
+#define gemm                   cairn_gemm
+enum { GEMM_SCRATCH = CAIRN_GEMM_SCRATCH };
+#define gemm_nt cairn_gemm_nt
+#define gemm_nn cairn_gemm_nn
+#define gemm_tn cairn_gemm_tn
 
 #include "body_softmax.h"
 

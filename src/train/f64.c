@@ -38,9 +38,10 @@ static double vec_exp(kernels_of_real kn, double *x, double shift, size_t n)
 }
 
 /* c (m, n) = (add ? c : 0) + a b; a's element (i, l) is at i * row + l * col, b's (l, j) at l * brow + j * bcol */
-static void gemm(size_t m, size_t n, size_t k, const double *a, size_t row, size_t col, const double *b, size_t brow,
-                 size_t bcol, double *c, size_t ldc, bool add)
+static void gemm(kernels_of_real kn, size_t m, size_t n, size_t k, const double *a, size_t row, size_t col,
+                 const double *b, size_t brow, size_t bcol, double *c, size_t ldc, bool add, double *scratch)
 {
+    (void)kn, (void)scratch;
     for (size_t i = 0; i < m; i++) {
         for (size_t j = 0; j < n; j++) {
             double sum = add ? c[i * ldc + j] : 0.0;
@@ -49,9 +50,10 @@ static void gemm(size_t m, size_t n, size_t k, const double *a, size_t row, size
         }
     }
 }
-#define gemm_nt(m, n, k, a, lda, b, ldb, c, ldc)      gemm(m, n, k, a, lda, 1, b, 1, ldb, c, ldc, false)
-#define gemm_nn(m, n, k, a, lda, b, ldb, c, ldc, add) gemm(m, n, k, a, lda, 1, b, ldb, 1, c, ldc, add)
-#define gemm_tn(m, n, k, a, lda, b, ldb, c, ldc, add) gemm(m, n, k, a, 1, lda, b, ldb, 1, c, ldc, add)
+#define gemm_nt(m, n, k, a, lda, b, ldb, c, ldc)      gemm(NULL, m, n, k, a, lda, 1, b, 1, ldb, c, ldc, false, NULL)
+#define gemm_nn(m, n, k, a, lda, b, ldb, c, ldc, add) gemm(NULL, m, n, k, a, lda, 1, b, ldb, 1, c, ldc, add, NULL)
+#define gemm_tn(m, n, k, a, lda, b, ldb, c, ldc, add) gemm(NULL, m, n, k, a, 1, lda, b, ldb, 1, c, ldc, add, NULL)
+enum { GEMM_SCRATCH = 0 };
 
 #include "body_softmax.h"
 

@@ -13,7 +13,7 @@ enum { PRODUCT_ROWS = 6 }; /* x 2 vectors: the same count */
 #include "body_matvec.h"
 #include "body_product.h"
 #include "body_scan.h"
-#include "body_softmax.h"
+#include "body_row_softmax.h"
 #include "body_tile.h"
 
 const cairn_kernels cairn_kernels_avx2_table = {

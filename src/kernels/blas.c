@@ -48,6 +48,15 @@ void cairn_gemm(const cairn_kernels *kernels, size_t m, size_t n, size_t k, cons
              c, ldc, add);
 }
 
+void cairn_product(const cairn_kernels *kernels, size_t m, size_t n, size_t k, const float *a, size_t row, size_t col,
+                   const float *b, size_t ldb, float *c, size_t ldc, bool add)
+{
+    if (kernels != &cairn_kernels_ref)
+        kernels->product(m, n, k, a, row, col, b, ldb, c, ldc, add);
+    else
+        cairn_gemm(kernels, m, n, k, a, row, col, b, ldb, 1, c, ldc, add, NULL);
+}
+
 void cairn_gemm_nt(size_t m, size_t n, size_t k, const float *a, size_t lda, const float *b, size_t ldb, float *c,
                    size_t ldc)
 {

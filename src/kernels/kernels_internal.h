@@ -138,8 +138,11 @@ void cairn_gemm_nn(size_t m, size_t n, size_t k, const float *a, size_t lda, con
 void cairn_gemm_tn(size_t m, size_t n, size_t k, const float *a, size_t lda, const float *b, size_t ldb, float *c,
                    size_t ldc, bool add);
 
-/* The table's gemm, or OpenBLAS where the table is the reference: what trains on processors without a twin. */
+/* The table's gemm and product, or OpenBLAS where the table is the reference: what trains on processors without a
+ * twin. */
 void cairn_gemm(const cairn_kernels *kernels, size_t m, size_t n, size_t k, const float *a, size_t row, size_t col,
                 const float *b, size_t brow, size_t bcol, float *c, size_t ldc, bool add, float *scratch);
+void cairn_product(const cairn_kernels *kernels, size_t m, size_t n, size_t k, const float *a, size_t row, size_t col,
+                   const float *b, size_t ldb, float *c, size_t ldc, bool add);
 
 #endif

@@ -89,6 +89,11 @@ INLINE vf v_or_zero(vf x, size_t n)
 {
     return _mm256_and_ps(x, _mm256_castsi256_ps(v_first(n)));
 }
+/* n lanes of x, the others of y */
+INLINE vf v_then(vf x, vf y, size_t n)
+{
+    return _mm256_blendv_ps(y, x, _mm256_castsi256_ps(v_first(n)));
+}
 /* Bit i = lane i of a >= lane i of b */
 INLINE uint32_t v_at_least(vf a, vf b)
 {

@@ -90,6 +90,11 @@ INLINE vf v_or_zero(vf x, size_t n)
 {
     return _mm512_maskz_mov_ps(v_first(n), x);
 }
+/* n lanes of x, the others of y */
+INLINE vf v_then(vf x, vf y, size_t n)
+{
+    return _mm512_mask_blend_ps(v_first(n), y, x);
+}
 /* Bit i = lane i of a >= lane i of b */
 INLINE uint32_t v_at_least(vf a, vf b)
 {

@@ -2,8 +2,9 @@
  *
  * A query at offset j of block I sees block J, a = min(I - J, A) blocks back, as if it were exactly a blocks back: its
  * relative position to key offset o is a B + j - o. So each key is rotated by o once, and the query by a B + j for each
- * of a = 0..A; every block A or more back shares the last one and is scored by one product. Nothing of size
- * (rows, rows) is kept: the backward pass scores again, one block of queries at a time.
+ * of a = 0..A; every block A or more back shares the last one. The gates come first: landmarks are few. Then each past
+ * block's scores, softmax and products are one tile of (B, B), which stays in L1 and L2. Nothing of size (rows, rows)
+ * is kept: the backward pass scores again.
  */
 
 typedef struct TRAIN(memory) { /* a ring of landmark keys, rotated by their offset, for guided rows */
@@ -14,6 +15,11 @@ typedef struct TRAIN(memory) { /* a ring of landmark keys, rotated by their offs
     size_t rings;              /* layers * kv_heads */
 } TRAIN(memory);
 
+typedef struct TRAIN(turns) { /* rotations by a number of positions, `factor` with them */
+    real *cos, *sin, *back;   /* (positions, dims / 2); back = -sin: the transpose, which is what a gradient needs */
+    real factor;
+} TRAIN(turns);
+
 struct TRAIN(attention) {
     kernels_of_real kernels;
     size_t rows_max;
@@ -22,36 +28,44 @@ struct TRAIN(attention) {
     uint8_t *local_layers; /* (layers) or NULL */
     size_t dims;           /* that rotate */
     bool interleaved;
-    real scale;
-    real *cos, *sin;          /* ((A + 1) B, dims / 2) */
-    uint32_t *ends;           /* (blocks) where landmarks stand */
-    real *keys, *dkeys;       /* (rows, D) of one head, rotated by their offsets */
-    real *queries, *dqueries; /* (B, D) of one head and block, rotated by a B + j */
-    real *scores, *dscores;   /* (B, rows_max) of one head and block of queries */
-    real *gates;              /* (B, blocks) */
-    real *means;              /* (blocks) */
-    real *turned;             /* (D) */
+    TRAIN(turns) of_keys;       /* by 0..B - 1 */
+    TRAIN(turns) of_queries;    /* by 0..(ages * B) - 1, times 1 / sqrt(D) */
+    size_t ld;                  /* of what is kept by columns */
+    real *keys, *dkeys;         /* (rows, D) of one KV head, rotated by their offsets */
+    real *keys_t;               /* (D, ld) the same by columns */
+    real *values, *dvalues;     /* (rows, D) */
+    real *values_t;             /* (D, ld) */
+    real *queries, *dqueries;   /* (ages, B, D) of one head and block, rotated by a B + j */
+    real *scores, *dscores;     /* (B, B) of one head, block of queries and past block */
+    real *own, *down;           /* (B, B) of the queries' own block */
+    real *gates, *dgates;       /* (blocks, B) of past blocks: S_b, dL/dz_b */
+    real *means;                /* (blocks, B) u_b */
+    real *own_gate, *own_means; /* (B) */
+    real *lnz;                  /* (B) */
+    real *turned;               /* (D) */
     TRAIN(memory) memory;
-    real *guided; /* (B, D) gradients of turned queries by remembered keys */
+    real *guided;      /* (B, D) gradients of turned queries by remembered keys */
+    real *guided_rows; /* (GUIDED_SLOTS, B) softmax over the block of a slot */
 };
+
+static void turns_wipe(TRAIN(turns) * t)
+{
+    cairn_free(t->cos);
+    cairn_free(t->sin);
+    cairn_free(t->back);
+}
 
 void TRAIN(attention_free)(TRAIN(attention) * att)
 {
     if (att == NULL) return;
     cairn_free(att->local_layers);
-    cairn_free(att->cos);
-    cairn_free(att->sin);
-    cairn_free(att->ends);
-    cairn_free(att->keys);
-    cairn_free(att->dkeys);
-    cairn_free(att->queries);
-    cairn_free(att->dqueries);
-    cairn_free(att->scores);
-    cairn_free(att->dscores);
-    cairn_free(att->gates);
-    cairn_free(att->means);
-    cairn_free(att->turned);
-    cairn_free(att->guided);
+    turns_wipe(&att->of_keys);
+    turns_wipe(&att->of_queries);
+    real *const buffers[] = {att->keys,    att->dkeys,    att->keys_t,     att->values,   att->dvalues,   att->values_t,
+                             att->queries, att->dqueries, att->scores,     att->dscores,  att->own,       att->down,
+                             att->gates,   att->dgates,   att->means,      att->own_gate, att->own_means, att->lnz,
+                             att->turned,  att->guided,   att->guided_rows};
+    for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) cairn_free(buffers[i]);
     cairn_free(att->memory.seen);
     cairn_free(att->memory.keys);
     cairn_free(att->memory.scores);
@@ -62,6 +76,25 @@ static real *reals(size_t a, size_t b)
 {
     size_t n;
     return cairn_mul_size(a, b, &n) ? cairn_alloc_array(n, sizeof(real)) : NULL;
+}
+
+static bool turns_new(const TRAIN(attention) * att, float theta, size_t positions, double factor, TRAIN(turns) * t)
+{
+    const size_t half = att->dims / 2;
+    t->factor = (real)factor;
+    t->cos = reals(positions, half);
+    t->sin = reals(positions, half);
+    t->back = reals(positions, half);
+    if (t->cos == NULL || t->sin == NULL || t->back == NULL) return false;
+    for (size_t p = 0; p < positions; p++) {
+        for (size_t i = 0; i < half; i++) {
+            double angle = (double)p * pow((double)theta, -2.0 * (double)i / (double)att->dims);
+            t->cos[p * half + i] = (real)(factor * cos(angle));
+            t->sin[p * half + i] = (real)(factor * sin(angle));
+            t->back[p * half + i] = -t->sin[p * half + i];
+        }
+    }
+    return true;
 }
 
 cairn_status TRAIN(attention_new)(const cairn_attention_shape *shape, size_t rows, TRAIN(attention) * *out)
@@ -84,67 +117,78 @@ cairn_status TRAIN(attention_new)(const cairn_attention_shape *shape, size_t row
     att->local_window = shape->local_window_blocks;
     att->dims = shape->rope_dims != 0 ? shape->rope_dims : shape->head_dim;
     att->interleaved = shape->rope_interleaved;
-    att->scale = (real)(1 / sqrt((double)shape->head_dim));
+    att->ld = (rows + 15) / 16 * 16 + 16; /* an odd number of lines: columns do not share a few sets of L1 */
 
-    size_t blocks = (rows + att->B - 1) / att->B, half = att->dims / 2;
-    size_t ages =
+    const size_t blocks = (rows + att->B - 1) / att->B, B = att->B, D = att->D;
+    const size_t ages =
         (att->A < blocks ? att->A + 1 : blocks); /* a window shorter than the clamp never looks further back */
-    size_t positions = ages * att->B;
-    bool local = shape->local_layers != NULL;
+    const bool local = shape->local_layers != NULL;
     if (local) att->local_layers = cairn_alloc_array(shape->layers, 1);
-    att->cos = reals(positions, half);
-    att->sin = reals(positions, half);
-    att->ends = cairn_alloc_array(blocks, sizeof *att->ends);
-    att->keys = reals(rows, att->D);
-    att->dkeys = reals(rows, att->D);
-    att->queries = reals(att->B, att->D);
-    att->dqueries = reals(att->B, att->D);
-    att->scores = reals(att->B, rows);
-    att->dscores = reals(att->B, rows);
-    att->gates = reals(att->B, blocks);
-    att->means = reals(blocks, 1);
-    att->turned = reals(att->D, 1);
-    att->guided = reals(att->B, att->D);
-    if ((local && att->local_layers == NULL) || att->cos == NULL || att->sin == NULL || att->ends == NULL ||
-        att->keys == NULL || att->dkeys == NULL || att->queries == NULL || att->dqueries == NULL ||
-        att->scores == NULL || att->dscores == NULL || att->gates == NULL || att->means == NULL ||
-        att->turned == NULL || att->guided == NULL) {
+    bool all = !local || att->local_layers != NULL;
+    all = all && turns_new(att, shape->rope_theta, B, 1, &att->of_keys);
+    all = all && turns_new(att, shape->rope_theta, ages * B, 1 / sqrt((double)D), &att->of_queries);
+    const struct {
+        real **at;
+        size_t rows, columns;
+    } buffers[] = {{&att->keys, rows, D},
+                   {&att->dkeys, rows, D},
+                   {&att->keys_t, D, att->ld},
+                   {&att->values, rows, D},
+                   {&att->dvalues, rows, D},
+                   {&att->values_t, D, att->ld},
+                   {&att->queries, ages * B, D},
+                   {&att->dqueries, ages * B, D},
+                   {&att->scores, B, B},
+                   {&att->dscores, B, B},
+                   {&att->own, B, B},
+                   {&att->down, B, B},
+                   {&att->gates, blocks, B},
+                   {&att->dgates, blocks, B},
+                   {&att->means, blocks, B},
+                   {&att->own_gate, B, 1},
+                   {&att->own_means, B, 1},
+                   {&att->lnz, B, 1},
+                   {&att->turned, D, 1},
+                   {&att->guided, B, D},
+                   {&att->guided_rows, CAIRN_TRAIN_GUIDED_SLOTS, B}};
+    for (size_t i = 0; all && i < sizeof buffers / sizeof *buffers; i++)
+        all = (*buffers[i].at = reals(buffers[i].rows, buffers[i].columns)) != NULL;
+    if (!all) {
         TRAIN(attention_free)(att);
         return cairn_fail(CAIRN_NO_MEMORY, "attention of a window of %zu slots", rows);
     }
     if (local) memcpy(att->local_layers, shape->local_layers, shape->layers);
-    for (size_t b = 0; b < blocks; b++) att->ends[b] = (uint32_t)(b * att->B + att->B - 1);
-    for (size_t p = 0; p < positions; p++) {
-        for (size_t i = 0; i < half; i++) {
-            double angle = (double)p * pow((double)shape->rope_theta, -2.0 * (double)i / (double)att->dims);
-            att->cos[p * half + i] = (real)cos(angle);
-            att->sin[p * half + i] = (real)sin(angle);
-        }
-    }
     *out = att;
     return CAIRN_OK;
 }
 
-/* out = scale * x rotated by position p, or by -p: the transpose, which is what a gradient needs. */
-static void rotate(const TRAIN(attention) * att, real *out, const real *x, size_t p, bool back, real scale)
+/* out = x rotated by position p, or by -p, times the factor of the turns. */
+static void turn(const TRAIN(attention) * att, const TRAIN(turns) * t, real *out, const real *x, size_t p, bool back)
 {
     const size_t half = att->dims / 2;
-    const real *c = att->cos + p * half, *s = att->sin + p * half;
-    const real sign = back ? -scale : scale;
-    for (size_t i = 0; i < half; i++) {
-        const size_t one = att->interleaved ? 2 * i : i, two = att->interleaved ? one + 1 : i + half;
-        out[one] = x[one] * c[i] * scale - x[two] * s[i] * sign;
-        out[two] = x[two] * c[i] * scale + x[one] * s[i] * sign;
-    }
-    for (size_t i = att->dims; i < att->D; i++) out[i] = x[i] * scale;
+    vec_rotate(att->kernels, out, x, t->cos + p * half, (back ? t->back : t->sin) + p * half, att->dims,
+               att->interleaved);
+    for (size_t i = att->dims; i < att->D; i++) out[i] = x[i] * t->factor;
 }
 
-/* One head and the queries of one block. Columns of scores are slots from that of block `lo` on, the oldest visible. */
+/* Keys of a KV head, rotated, by rows and by columns; its values by rows, which the way forth needs, or by columns. */
+static void take_head(TRAIN(attention) * att, size_t rows, const real *k, const real *v, size_t ld, bool back)
+{
+    const size_t D = att->D;
+    for (size_t r = 0; r < rows; r++) turn(att, &att->of_keys, att->keys + r * D, k + r * ld, r % att->B, false);
+    vec_transpose(att->kernels, att->keys_t, att->ld, att->keys, D, rows, D);
+    if (back)
+        vec_transpose(att->kernels, att->values_t, att->ld, v, ld, rows, D);
+    else
+        for (size_t r = 0; r < rows; r++) memcpy(att->values + r * D, v + r * ld, D * sizeof *v);
+}
+
+/* One head and the queries of one block, which sees blocks `lo` and up. */
 typedef struct query_block {
     size_t I, lo;
     size_t first; /* slot of its row 0 */
     size_t n;     /* rows; fewer than B in an open block */
-    size_t columns;
+    size_t own;   /* columns of own tokens: row j sees those up to j, but never the own landmark */
 } query_block;
 
 static query_block query_block_of(const TRAIN(attention) * att, uint32_t layer, size_t rows, size_t I)
@@ -153,46 +197,53 @@ static query_block query_block_of(const TRAIN(attention) * att, uint32_t layer, 
     if (att->local_layers != NULL && att->local_layers[layer] != 0 && I > att->local_window)
         qb.lo = I - att->local_window;
     qb.n = rows - qb.first < att->B ? rows - qb.first : att->B;
-    qb.columns = qb.first + qb.n - qb.lo * att->B;
+    qb.own = qb.n < att->B ? qb.n : att->B - 1;
     return qb;
 }
 
-static size_t ages_of(const TRAIN(attention) * att, const query_block *qb)
+static size_t age_of(const TRAIN(attention) * att, const query_block *qb, size_t b)
 {
-    return (qb->I - qb->lo < att->A ? qb->I - qb->lo : att->A) + 1;
+    return qb->I - b < att->A ? qb->I - b : att->A;
 }
 
-/* Slots [*first, *first + returned) that lie a blocks back, clamped. */
-static size_t slots_of_age(const TRAIN(attention) * att, const query_block *qb, size_t a, size_t *first)
+static void take_queries(TRAIN(attention) * att, const query_block *qb, const real *q, size_t ld)
 {
-    size_t from = a < att->A ? qb->I - a : qb->lo;
-    *first = from * att->B;
-    return a == 0 ? qb->n : (qb->I - a + 1 - from) * att->B;
+    const size_t D = att->D, B = att->B, oldest = age_of(att, qb, qb->lo);
+    for (size_t a = 0; a <= oldest; a++)
+        for (size_t j = 0; j < qb->n; j++)
+            turn(att, &att->of_queries, att->queries + (a * B + j) * D, q + (qb->first + j) * ld, a * B + j, false);
 }
 
-static void rotate_queries(TRAIN(attention) * att, const query_block *qb, size_t a, const real *q, size_t ld)
+/* out (n, columns) = x (n, D) times what is kept by columns, from slot `first` on. A block's landmark may come along:
+ * whole vectors are faster, and nobody looks. */
+static void by_columns(const TRAIN(attention) * att, const query_block *qb, const real *x, size_t ld, const real *kept,
+                       size_t first, size_t columns, real *out)
 {
-    for (size_t j = 0; j < qb->n; j++)
-        rotate(att, att->queries + j * att->D, q + (qb->first + j) * ld, a * att->B + j, false, att->scale);
+    product(att->kernels, qb->n, columns, att->D, x, ld, 1, kept + first, att->ld, out, att->B, false);
 }
 
-/* scores of one block of queries; q is the head's column of the window. */
-static void score_block(TRAIN(attention) * att, const query_block *qb, const real *q, size_t ld)
+/* att->own: softmax over own tokens, gates: S_b, own_gate: what own tokens have together; lnz. The own tokens are a
+ * group like a past block, their gate's logit the log of the sum of their exp. */
+static void weigh_groups(TRAIN(attention) * att, const query_block *qb, real bias)
 {
-    const size_t D = att->D;
-    for (size_t a = 0; a < ages_of(att, qb); a++) {
-        size_t from, n = slots_of_age(att, qb, a, &from);
-        rotate_queries(att, qb, a, q, ld);
-        gemm_nt(qb->n, n, D, att->queries, D, att->keys + from * D, D, att->scores + (from - qb->lo * att->B),
-                att->rows_max);
+    const size_t D = att->D, B = att->B;
+    for (size_t b = qb->lo; b < qb->I; b++) {
+        real *z = att->gates + (b - qb->lo) * B;
+        vec_matvec(att->kernels, z, att->queries + age_of(att, qb, b) * B * D, D, qb->n,
+                   att->keys + (b * B + B - 1) * D);
+        for (size_t j = 0; j < qb->n; j++) z[j] += bias;
     }
+    by_columns(att, qb, att->queries, D, att->keys_t, qb->first, qb->own, att->own);
+    vec_row_softmax(att->kernels, att->own, B, qb->n, qb->own, true, NULL, att->own_gate);
+    gate_softmax(att->kernels, qb->n, qb->I - qb->lo, B, att->own_gate, att->gates, att->lnz);
 }
 
-/* Row j of a block of queries sees its own tokens up to j, but never the own landmark (j = B - 1). */
-static group_row row_of_block(const TRAIN(attention) * att, const query_block *qb, size_t j)
+/* Softmax r_b,j over the tokens of a past block, times `weights`. */
+static void weigh_block(TRAIN(attention) * att, const query_block *qb, size_t b, const real *weights)
 {
-    size_t past = qb->I - qb->lo, begin = past * att->B;
-    return (group_row){.ends = att->ends, .blocks = past, .begin = begin, .end = begin + (j + 1 < att->B ? j + 1 : j)};
+    by_columns(att, qb, att->queries + age_of(att, qb, b) * att->B * att->D, att->D, att->keys_t, b * att->B,
+               att->B - 1, att->scores);
+    vec_row_softmax(att->kernels, att->scores, att->B, qb->n, att->B - 1, false, weights, NULL);
 }
 
 void TRAIN(attend)(TRAIN(attention) * att, uint32_t layer, size_t rows, const TRAIN(qkv) * in, const real *bias,
@@ -201,40 +252,57 @@ void TRAIN(attend)(TRAIN(attention) * att, uint32_t layer, size_t rows, const TR
     const size_t D = att->D, B = att->B, group = att->heads / att->kv_heads, ld_out = att->heads * D;
     assert(rows <= att->rows_max);
     for (size_t h = 0; h < att->heads; h++) {
-        const real *v = in->v + h / group * D;
-        if (h % group == 0)
-            for (size_t r = 0; r < rows; r++)
-                rotate(att, att->keys + r * D, in->k + r * in->ld + h / group * D, r % B, false, 1);
+        if (h % group == 0) take_head(att, rows, in->k + h / group * D, in->v + h / group * D, in->ld, false);
         for (size_t I = 0; I * B < rows; I++) {
-            query_block qb = query_block_of(att, layer, rows, I);
-            score_block(att, &qb, in->q + h * D, in->ld);
-            for (size_t j = 0; j < qb.n; j++) {
-                group_row g = row_of_block(att, &qb, j);
-                real *s = att->scores + j * att->rows_max;
-                row_forward(att->kernels, &g, bias[h], s, att->gates);
-                row_weights(att->kernels, &g, s, att->gates);
-                memset(s + g.end, 0, (qb.columns - g.end) * sizeof *s);
+            const query_block qb = query_block_of(att, layer, rows, I);
+            real *to = out + qb.first * ld_out + h * D;
+            take_queries(att, &qb, in->q + h * D, in->ld);
+            weigh_groups(att, &qb, bias[h]);
+            for (size_t j = 0; j < qb.n; j++) vec_scale(att->kernels, att->own + j * B, att->own_gate[j], qb.own);
+            product(att->kernels, qb.n, D, qb.own, att->own, B, 1, att->values + qb.first * D, D, to, ld_out, false);
+            for (size_t b = qb.lo; b < I; b++) {
+                weigh_block(att, &qb, b, att->gates + (b - qb.lo) * B);
+                product(att->kernels, qb.n, D, B - 1, att->scores, B, 1, att->values + b * B * D, D, to, ld_out, true);
             }
-            gemm_nn(qb.n, D, qb.columns, att->scores, att->rows_max, v + qb.lo * B * in->ld, in->ld,
-                    out + qb.first * ld_out + h * D, ld_out, false);
         }
     }
 }
 
-/* dscores of one block of queries into dq of its rows and dkeys of what they saw. */
-static void scores_backward(TRAIN(attention) * att, const query_block *qb, const real *q, real *dq, size_t ld)
+/* weights and dscores (n, columns) of the block at slot `first`, seen at age a, into gradients of its values and keys
+ * and of the queries turned by that age. */
+static void block_backward(TRAIN(attention) * att, const query_block *qb, const real *weights, const real *dscores,
+                           size_t first, size_t columns, size_t a, const real *dout, size_t ld)
 {
-    const size_t D = att->D, B = att->B;
-    for (size_t a = 0; a < ages_of(att, qb); a++) {
-        size_t from, n = slots_of_age(att, qb, a, &from);
-        const real *ds = att->dscores + (from - qb->lo * B);
-        rotate_queries(att, qb, a, q, ld);
-        gemm_tn(n, D, qb->n, ds, att->rows_max, att->queries, D, att->dkeys + from * D, D, true);
-        gemm_nn(qb->n, D, n, ds, att->rows_max, att->keys + from * D, D, att->dqueries, D, false);
-        for (size_t j = 0; j < qb->n; j++) {
-            real *to = dq + (qb->first + j) * ld;
-            rotate(att, att->turned, att->dqueries + j * D, a * B + j, true, att->scale);
-            for (size_t i = 0; i < D; i++) to[i] = (a == 0 ? 0 : to[i]) + att->turned[i];
+    const size_t D = att->D, B = att->B, n = qb->n;
+    const real *queries = att->queries + a * B * D;
+    product(att->kernels, columns, D, n, weights, 1, B, dout, ld, att->dvalues + first * D, D, true);
+    product(att->kernels, columns, D, n, dscores, 1, B, queries, D, att->dkeys + first * D, D, true);
+    product(att->kernels, n, D, columns, dscores, B, 1, att->keys + first * D, D, att->dqueries + a * B * D, D, true);
+}
+
+/* dgates of past blocks into gradients of landmark keys and turned queries. */
+static void landmarks_backward(TRAIN(attention) * att, const query_block *qb)
+{
+    const size_t D = att->D, B = att->B, n = qb->n;
+    for (size_t b = qb->lo, some; b < qb->I; b += some) { /* those of an age at once */
+        const size_t a = age_of(att, qb, b), landmark = (b * B + B - 1) * D;
+        const real *dz = att->dgates + (b - qb->lo) * B;
+        some = a < att->A ? 1 : qb->I - att->A - b + 1;
+        product(att->kernels, some, D, n, dz, B, 1, att->queries + a * B * D, D, att->dkeys + landmark, B * D, true);
+        product(att->kernels, n, D, some, dz, 1, B, att->keys + landmark, B * D, att->dqueries + a * B * D, D, true);
+    }
+}
+
+/* The gradients of turned queries, turned back and summed, are dq. */
+static void queries_backward(TRAIN(attention) * att, const query_block *qb, real *dq, size_t ld)
+{
+    const size_t D = att->D, B = att->B, oldest = age_of(att, qb, qb->lo);
+    for (size_t j = 0; j < qb->n; j++) {
+        real *to = dq + (qb->first + j) * ld;
+        turn(att, &att->of_queries, to, att->dqueries + j * D, j, true);
+        for (size_t a = 1; a <= oldest; a++) {
+            turn(att, &att->of_queries, att->turned, att->dqueries + (a * B + j) * D, a * B + j, true);
+            for (size_t i = 0; i < D; i++) to[i] += att->turned[i];
         }
     }
 }
@@ -286,49 +354,75 @@ static real score_memory(TRAIN(attention) * att, size_t ring, real bias, real ln
     return n == 0 ? 0 : vec_exp(att->kernels, m->scores, lnz - bias, n);
 }
 
-/* Adds the gradient of weight * -ln(share of the row's slots) to u, which row_backward left; s, gates, lnz are
- * row_forward's. What remembered keys say of the query goes to att->guided, row j. With p of the softmax over own
- * tokens, landmarks and remembered keys, w_t the slot's weight (p_t, or p_b r_t in a block b), P their sum: dL/dz = p,
- * less the sum of w_t / P in that block; dL/dy_t of a block is its share of P times r_t, less w_t / P. */
-static double guide_row(TRAIN(attention) * att, const group_row *g, const cairn_train_guided *row, size_t ring,
-                        size_t j, const real *q, real bias, real lnz, real weight, const real *s, const real *gates,
-                        real *u, real *dbias)
+/* Softmax of row j over the tokens of block b. */
+static void weigh_row(TRAIN(attention) * att, const query_block *qb, size_t b, size_t j, real *r)
+{
+    const size_t D = att->D, B = att->B;
+    vec_matvec(att->kernels, r, att->keys + b * B * D, D, B - 1, att->queries + (age_of(att, qb, b) * B + j) * D);
+    vec_row_softmax(att->kernels, r, B, 1, B - 1, false, NULL, NULL);
+}
+
+/* dscores of row j by the tokens of block b, in ds, into gradients of both sides. */
+static void row_scores_backward(TRAIN(attention) * att, const query_block *qb, size_t b, size_t j, const real *ds)
+{
+    const size_t D = att->D, B = att->B, at = (age_of(att, qb, b) * B + j) * D;
+    product(att->kernels, B - 1, D, 1, ds, 1, B, att->queries + at, D, att->dkeys + b * B * D, D, true);
+    product(att->kernels, 1, D, B - 1, ds, B, 1, att->keys + b * B * D, D, att->dqueries + at, D, true);
+}
+
+/* Adds the gradient of weight * -ln(share of the row's slots): to att->down and dgates, which hold those of attention,
+ * and for tokens of past blocks where dscores go; own holds the weights of own tokens. What remembered keys say of the
+ * query goes to att->guided, row j. With p of the softmax over own tokens, landmarks and remembered keys, w_t the
+ * slot's weight (p_t, or p_b r_t in a block b), P their sum: dL/dz = p, less the sum of w_t / P in that block; dL/dy_t
+ * of a block is its share of P times r_t, less w_t / P. */
+static double guide_row(TRAIN(attention) * att, const query_block *qb, const cairn_train_guided *row, size_t ring,
+                        const real *q, real bias, real weight, real *dbias)
 {
     TRAIN(memory) *m = &att->memory;
     const size_t D = att->D, B = att->B, n = m->room == 0 ? 0 : m->seen[ring] < m->room ? m->seen[ring] : m->room;
-    rotate(att, att->turned, q, att->A * B + j, false, att->scale);
-    const real others = score_memory(att, ring, bias, lnz), total = 1 + others, own = weight / total;
-    real share = 0; /* P, but for 1 / total */
+    const size_t j = row->row - qb->first;
+    turn(att, &att->of_queries, att->turned, q, att->A * B + j, false);
+    const real others = score_memory(att, ring, bias, att->lnz[j]), total = 1 + others, part = weight / total;
+    const real *own = att->own + j * B;
+    real *down = att->down + j * B, share = 0; /* P, but for 1 / total */
     for (uint32_t i = 0; i < row->n; i++) {
-        const uint32_t t = row->slots[i];
-        share += t >= g->begin ? s[t] : gates[t / B] * s[t];
-    }
-    if (!(share > 0)) share = (real)1e-30; /* all of it under the smallest number there is */
-    for (size_t t = g->begin; t < g->end; t++) u[t] += own * s[t];
-    for (size_t b = 0; b < g->blocks; b++) {
-        u[g->ends[b]] += own * gates[b];
-        *dbias += own * gates[b];
-    }
-    for (uint32_t i = 0; i < row->n; i++) {
-        const uint32_t t = row->slots[i];
-        const size_t b = t / B;
-        if (t >= g->begin) {
-            u[t] -= weight * s[t] / share;
+        const size_t t = row->slots[i], b = t / B;
+        real *r = att->guided_rows + i * B;
+        if (b == qb->I) {
+            share += own[t - qb->first];
             continue;
         }
-        const real part = weight * gates[b] * s[t] / share;
-        u[g->ends[b]] -= part;
-        *dbias -= part;
-        u[t] -= part;
-        for (size_t y = block_begin(g, b); y < g->ends[b]; y++) u[y] += part * s[y];
+        weigh_row(att, qb, b, j, r);
+        share += att->gates[(b - qb->lo) * B + j] * r[t - b * B];
+    }
+    if (!(share > 0)) share = (real)1e-30; /* all of it under the smallest number there is */
+    for (size_t t = 0; t < qb->own; t++) down[t] += part * own[t];
+    for (size_t b = 0; b < qb->I - qb->lo; b++) {
+        att->dgates[b * B + j] += part * att->gates[b * B + j];
+        *dbias += part * att->gates[b * B + j];
+    }
+    for (uint32_t i = 0; i < row->n; i++) {
+        const size_t t = row->slots[i], b = t / B;
+        real *r = att->guided_rows + i * B;
+        if (b == qb->I) {
+            down[t - qb->first] -= weight * own[t - qb->first] / share;
+            continue;
+        }
+        const size_t gate = (b - qb->lo) * B + j;
+        const real of_slot = weight * att->gates[gate] * r[t - b * B] / share;
+        att->dgates[gate] -= of_slot;
+        *dbias -= of_slot;
+        vec_scale(att->kernels, r, of_slot, B - 1);
+        r[t - b * B] -= of_slot;
+        row_scores_backward(att, qb, b, j, r);
     }
     real *dq = att->guided + j * D;
     for (size_t i = 0; i < D; i++) dq[i] = 0;
     for (size_t i = 0; i < n; i++) {
-        const real *key = m->keys + (ring * m->room + i) * D, p = own * m->scores[i];
+        const real *key = m->keys + (ring * m->room + i) * D, p = part * m->scores[i];
         for (size_t d = 0; d < D; d++) dq[d] += p * key[d];
     }
-    *dbias += own * others;
+    *dbias += part * others;
     return -log((double)(share / total));
 }
 
@@ -346,9 +440,37 @@ static void add_guided(TRAIN(attention) * att, const query_block *qb, const cair
     for (size_t i = 0; i < n; i++) {
         const size_t j = rows[i].row - qb->first;
         real *to = dq + rows[i].row * ld;
-        rotate(att, att->turned, att->guided + j * D, att->A * att->B + j, true, att->scale);
+        turn(att, &att->of_queries, att->turned, att->guided + j * D, att->A * att->B + j, true);
         for (size_t d = 0; d < D; d++) to[d] += att->turned[d];
     }
+}
+
+/* Gradients of all that a block of queries sees, but for guidance: att->own and down end as weights and dscores of own
+ * tokens, dgates as those of the landmarks' scores, of which the sum is returned. */
+static real groups_backward(TRAIN(attention) * att, const query_block *qb, const real *dout, size_t ld)
+{
+    const size_t B = att->B, past = qb->I - qb->lo;
+    real *total = att->own_means, sum = 0;
+    by_columns(att, qb, dout, ld, att->values_t, qb->first, qb->own, att->down);
+    for (size_t j = 0; j < qb->n; j++)
+        total[j] = att->own_gate[j] * vec_dot(att->kernels, att->own + j * B, att->down + j * B, qb->own);
+    for (size_t b = 0; b < past; b++) {
+        const real *gates = att->gates + b * B;
+        real *means = att->means + b * B;
+        weigh_block(att, qb, qb->lo + b, NULL);
+        by_columns(att, qb, dout, ld, att->values_t, (qb->lo + b) * B, B, att->dscores);
+        vec_row_softmax_backward(att->kernels, att->scores, att->dscores, B, qb->n, B - 1, false, gates, means, false);
+        block_backward(att, qb, att->scores, att->dscores, (qb->lo + b) * B, B - 1, age_of(att, qb, qb->lo + b), dout,
+                       ld);
+        for (size_t j = 0; j < qb->n; j++) total[j] += gates[j] * means[j];
+    }
+    for (size_t b = 0; b < past; b++) {
+        const real *gates = att->gates + b * B, *means = att->means + b * B;
+        real *dgates = att->dgates + b * B;
+        for (size_t j = 0; j < qb->n; j++) sum += dgates[j] = gates[j] * (means[j] - total[j]);
+    }
+    vec_row_softmax_backward(att->kernels, att->own, att->down, B, qb->n, qb->own, true, att->own_gate, total, true);
+    return sum;
 }
 
 double TRAIN(attend_backward)(TRAIN(attention) * att, uint32_t layer, size_t rows, const TRAIN(qkv) * in,
@@ -362,43 +484,38 @@ double TRAIN(attend_backward)(TRAIN(attention) * att, uint32_t layer, size_t row
     assert(rows <= att->rows_max);
     for (size_t h = 0; h < att->heads; h++) {
         const size_t kv = h / group * D, ring = layer * att->kv_heads + h / group;
+        const bool tells = guides && h < guide->heads;
+        const real *q = in->q + h * D;
         if (h % group == 0) {
-            for (size_t r = 0; r < rows; r++) {
-                rotate(att, att->keys + r * D, in->k + r * ld + kv, r % B, false, 1);
-                memset(dv + r * ld + kv, 0, D * sizeof *dv);
-            }
+            take_head(att, rows, in->k + kv, in->v + kv, ld, true);
             memset(att->dkeys, 0, rows * D * sizeof *att->dkeys);
+            memset(att->dvalues, 0, rows * D * sizeof *att->dvalues);
         }
         for (size_t I = 0, next = 0; I * B < rows; I++) {
-            query_block qb = query_block_of(att, layer, rows, I);
-            const size_t seen = qb.lo * B * ld + kv; /* the oldest visible row of k and v */
+            const query_block qb = query_block_of(att, layer, rows, I);
             const size_t from = next;
             const real *dout_block = dout + qb.first * ld_out + h * D;
-            if (guides && h < guide->heads) next = guided_in(guide, qb.first + qb.n, next);
-            score_block(att, &qb, in->q + h * D, ld);
-            gemm_nt(qb.n, qb.columns, D, dout_block, ld_out, in->v + seen, ld, att->dscores, att->rows_max);
-            for (size_t j = 0, at = from; j < qb.n; j++) {
-                group_row g = row_of_block(att, &qb, j);
-                real *s = att->scores + j * att->rows_max, *u = att->dscores + j * att->rows_max;
-                real lnz = row_forward(att->kernels, &g, bias[h], s, att->gates);
-                dbias[h] += row_backward(att->kernels, &g, s, att->gates, u, att->means);
-                if (at < next && guide->rows[at].row == qb.first + j)
-                    guided += (double)guide->weight * guide_row(att, &g, &guide->rows[at++], ring, j,
-                                                                in->q + (qb.first + j) * ld + h * D, bias[h], lnz,
-                                                                (real)(scale * (double)guide->weight), s, att->gates, u,
-                                                                &dbias[h]);
-                row_weights(att->kernels, &g, s, att->gates);
-                memset(s + g.end, 0, (qb.columns - g.end) * sizeof *s);
-                memset(u + g.end, 0, (qb.columns - g.end) * sizeof *u);
-            }
-            gemm_tn(qb.columns, D, qb.n, att->scores, att->rows_max, dout_block, ld_out, dv + seen, ld, true);
-            scores_backward(att, &qb, in->q + h * D, dq + h * D, ld);
+            if (tells) next = guided_in(guide, qb.first + qb.n, next);
+            take_queries(att, &qb, q, ld);
+            memset(att->dqueries, 0, (age_of(att, &qb, qb.lo) + 1) * B * D * sizeof *att->dqueries);
+            weigh_groups(att, &qb, bias[h]);
+            dbias[h] += groups_backward(att, &qb, dout_block, ld_out);
+            for (size_t i = from; i < next; i++)
+                guided +=
+                    (double)guide->weight * guide_row(att, &qb, &guide->rows[i], ring, q + guide->rows[i].row * ld,
+                                                      bias[h], (real)(scale * (double)guide->weight), &dbias[h]);
+            block_backward(att, &qb, att->own, att->down, qb.first, qb.own, 0, dout_block, ld_out);
+            landmarks_backward(att, &qb);
+            queries_backward(att, &qb, dq + h * D, ld);
             add_guided(att, &qb, guides ? guide->rows + from : NULL, next - from, dq + h * D, ld);
         }
         if (guides && guide->remember && (h + 1) % group == 0 && h / group * group < guide->heads)
             remember(att, ring, rows);
         if ((h + 1) % group == 0)
-            for (size_t r = 0; r < rows; r++) rotate(att, dk + r * ld + kv, att->dkeys + r * D, r % B, true, 1);
+            for (size_t r = 0; r < rows; r++) {
+                turn(att, &att->of_keys, dk + r * ld + kv, att->dkeys + r * D, r % B, true);
+                memcpy(dv + r * ld + kv, att->dvalues + r * D, D * sizeof *dv);
+            }
     }
     return guided;
 }

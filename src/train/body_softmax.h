@@ -1,12 +1,37 @@
-/* body_softmax.h - one row of grouped softmax, forward and backward, and the same over whole score matrices.
+/* body_softmax.h - grouped softmax: the gates of rows, and all of it over whole score matrices.
  *
  * A row sees `blocks` past blocks and its own tokens. Past block b has tokens [begin(b), ends[b]) and its landmark at
  * slot ends[b], where begin(b) is one past the landmark before. The block is one virtual key: its logit z_b is the
  * landmark's score plus the bias, its value the softmax r_b over its tokens. Own tokens and all z_b share one softmax
- * S: weight of an own token j       S_j weight of a token j of block b S_b r_b,j        (a landmark's own value has
- * none) With u_j = dL/dweight_j, u_b = sum_j r_b,j u_j and u = sum_own S_j u_j + sum_b S_b u_b: dL/dscore_j = S_j (u_j
- * - u)    dL/dz_b = S_b (u_b - u)    dL/dy_b,j = S_b r_b,j (u_j - u_b)
+ * S: the own tokens are a group as well, r over them and S_own of all, with logit ln sum exp of their scores. The
+ * weight of token j of a group is S r_j; a landmark's own value has none. With u_j = dL/dweight_j, u_b = sum_j r_b,j
+ * u_j and u = sum over groups of S u_b:
+ *     past blocks     dL/dy_b,j = S_b r_b,j (u_j - u_b)     dL/dz_b = S_b (u_b - u)
+ *     own tokens      dL/dscore_j = S_own r_j (u_j - u)
  */
+
+/* Of n rows: own (n) and gates (blocks, n; rows ld apart) from logits to shares of one softmax, lnz (n) the log of its
+ * sum. A row without any key gets zeros. */
+static void gate_softmax(kernels_of_real kn, size_t n, size_t blocks, size_t ld, real *own, real *gates, real *lnz)
+{
+    real *max = lnz; /* until the sums are known */
+    for (size_t j = 0; j < n; j++) max[j] = own[j];
+    for (size_t b = 0; b < blocks; b++)
+        for (size_t j = 0; j < n; j++) max[j] = gates[b * ld + j] > max[j] ? gates[b * ld + j] : max[j];
+    for (size_t b = 0; b <= blocks; b++) {
+        real *z = b < blocks ? gates + b * ld : own;
+        for (size_t j = 0; j < n; j++) z[j] = max[j] > -INFINITY ? z[j] - max[j] : -INFINITY;
+        vec_exp(kn, z, 0, n);
+    }
+    for (size_t j = 0; j < n; j++) {
+        real sum = own[j];
+        for (size_t b = 0; b < blocks; b++) sum += gates[b * ld + j];
+        const real share = sum > 0 ? 1 / sum : 0;
+        own[j] *= share;
+        for (size_t b = 0; b < blocks; b++) gates[b * ld + j] *= share;
+        lnz[j] = max[j] + (real)log((double)sum);
+    }
+}
 
 typedef struct group_row {
     const uint32_t *ends; /* (blocks) */
@@ -19,54 +44,37 @@ static size_t block_begin(const group_row *g, size_t b)
     return b == 0 ? 0 : (size_t)g->ends[b - 1] + 1;
 }
 
-/* s: scores in; out S_j of own tokens, r_b,j of the others. gates (blocks): S_b. Landmark slots become 0. Each softmax
- * is taken relative to its own maximum, which cancels. Returns ln Z of the group of own tokens and z_b. */
+/* s: scores in, r of each group out, 0 at landmarks; gates (blocks). Returns S_own. */
 static real row_forward(kernels_of_real kn, const group_row *g, real bias, real *s, real *gates)
 {
+    real own, lnz;
     for (size_t b = 0; b < g->blocks; b++) {
         size_t begin = block_begin(g, b), n = g->ends[b] - begin;
         gates[b] = s[g->ends[b]] + bias;
         s[g->ends[b]] = 0;
-        if (n == 0) continue; /* an empty block: its gate has nothing to give */
-        real sum = vec_exp(kn, s + begin, vec_max(kn, s + begin, n), n);
-        vec_scale(kn, s + begin, 1 / sum, n);
+        vec_row_softmax(kn, s + begin, n, 1, n, false, NULL, NULL); /* none: the gate has nothing to give */
     }
-    size_t own = g->end - g->begin;
-    if (own + g->blocks == 0) return -INFINITY;
-    real max_own = vec_max(kn, s + g->begin, own), max_gate = vec_max(kn, gates, g->blocks);
-    real max = max_own > max_gate ? max_own : max_gate;
-    real sum = vec_exp(kn, s + g->begin, max, own) + vec_exp(kn, gates, max, g->blocks);
-    vec_scale(kn, s + g->begin, 1 / sum, own);
-    vec_scale(kn, gates, 1 / sum, g->blocks);
-    return max + (real)log((double)sum);
+    const size_t n = g->end - g->begin;
+    vec_row_softmax(kn, s + g->begin, n, 1, n, false, NULL, &own);
+    gate_softmax(kn, 1, g->blocks, 1, &own, gates, &lnz);
+    return own;
 }
 
-/* s, gates as row_forward left them; u: dL/dweight in, dL/dscore out, at landmark slots dL/dz_b. `means` (blocks) is
- * scratch. Returns sum_b dL/dz_b, the gradient of the bias. */
-static real row_backward(kernels_of_real kn, const group_row *g, const real *s, const real *gates, real *u, real *means)
+/* s, gates, own as row_forward left them; u: dL/dweight in, dL/dscore out, at landmark slots dL/dz_b. `means` (blocks)
+ * is scratch. Returns sum_b dL/dz_b, the gradient of the bias. */
+static real row_backward(kernels_of_real kn, const group_row *g, real *s, const real *gates, real own, real *u,
+                         real *means)
 {
-    real total = vec_dot(kn, s + g->begin, u + g->begin, g->end - g->begin);
-    real dbias = 0;
+    const size_t n_own = g->end - g->begin;
+    real total = own * vec_dot(kn, s + g->begin, u + g->begin, n_own), dbias = 0;
     for (size_t b = 0; b < g->blocks; b++) {
-        size_t begin = block_begin(g, b);
-        means[b] = vec_dot(kn, s + begin, u + begin, g->ends[b] - begin);
+        size_t begin = block_begin(g, b), n = g->ends[b] - begin;
+        vec_row_softmax_backward(kn, s + begin, u + begin, n, 1, n, false, gates + b, means + b, false);
+        total += gates[b] * means[b];
     }
-    total += vec_dot(kn, gates, means, g->blocks);
-    for (size_t b = 0; b < g->blocks; b++) {
-        for (size_t j = block_begin(g, b); j < g->ends[b]; j++) u[j] = gates[b] * s[j] * (u[j] - means[b]);
-        dbias += u[g->ends[b]] = gates[b] * (means[b] - total);
-    }
-    for (size_t j = g->begin; j < g->end; j++) u[j] = s[j] * (u[j] - total);
+    for (size_t b = 0; b < g->blocks; b++) dbias += u[g->ends[b]] = gates[b] * (means[b] - total);
+    vec_row_softmax_backward(kn, s + g->begin, u + g->begin, n_own, 1, n_own, false, &own, &total, true);
     return dbias;
-}
-
-/* r_b,j to weights S_b r_b,j. */
-static void row_weights(kernels_of_real kn, const group_row *g, real *s, const real *gates)
-{
-    for (size_t b = 0; b < g->blocks; b++) {
-        size_t begin = block_begin(g, b);
-        vec_scale(kn, s + begin, gates[b], g->ends[b] - begin);
-    }
 }
 
 /* ---- over a matrix of scores ---- */
@@ -115,8 +123,10 @@ cairn_status TRAIN(grouped_softmax)(const real *scores, const uint8_t *is_landma
         walk_row(&walk, is_landmark, i, &g);
         memcpy(w, scores + i * rows, g.end * sizeof *w);
         memset(w + g.end, 0, (rows - g.end) * sizeof *w);
-        row_forward(kn, &g, bias, w, walk.gates);
-        row_weights(kn, &g, w, walk.gates);
+        const real own = row_forward(kn, &g, bias, w, walk.gates);
+        for (size_t b = 0; b < g.blocks; b++)
+            vec_scale(kn, w + block_begin(&g, b), walk.gates[b], g.ends[b] - block_begin(&g, b));
+        vec_scale(kn, w + g.begin, own, g.end - g.begin);
     }
     walk_end(&walk);
     return st;
@@ -138,8 +148,8 @@ cairn_status TRAIN(grouped_softmax_backward)(const real *scores, const uint8_t *
         memcpy(s, scores + i * rows, g.end * sizeof *s);
         memcpy(u, dweights + i * rows, g.end * sizeof *u);
         memset(u + g.end, 0, (rows - g.end) * sizeof *u);
-        row_forward(kn, &g, bias, s, walk.gates);
-        *dbias += row_backward(kn, &g, s, walk.gates, u, walk.means);
+        const real own = row_forward(kn, &g, bias, s, walk.gates);
+        *dbias += row_backward(kn, &g, s, walk.gates, own, u, walk.means);
     }
     cairn_free(s);
     walk_end(&walk);

@@ -16,7 +16,14 @@ typedef const cairn_kernels *kernels_of_real;
 #define vec_scale(kn, x, a, n) (kn)->scale(x, a, n)
 #define vec_max(kn, x, n)      (kn)->max(x, n)
 #define vec_exp(kn, x, m, n)   (kn)->exp_shift(x, m, n)
-#define gemm                   cairn_gemm
+#define vec_rotate(kn, ...)    (kn)->rotate(__VA_ARGS__)
+#define vec_transpose(kn, ...) (kn)->transpose(__VA_ARGS__)
+/* y (n) = x (n, D) w */
+#define vec_matvec(kn, y, x, D, n, w)     (kn)->matvec(y, x, CAIRN_W_F32, D, 0, n, w)
+#define vec_row_softmax(kn, ...)          (kn)->row_softmax(__VA_ARGS__)
+#define vec_row_softmax_backward(kn, ...) (kn)->row_softmax_backward(__VA_ARGS__)
+#define product                           cairn_product
+#define gemm                              cairn_gemm
 enum { GEMM_SCRATCH = CAIRN_GEMM_SCRATCH };
 #define gemm_nt cairn_gemm_nt
 #define gemm_nn cairn_gemm_nn

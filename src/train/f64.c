@@ -37,6 +37,52 @@ static double vec_exp(kernels_of_real kn, double *x, double shift, size_t n)
     return sum;
 }
 
+static void vec_rotate(kernels_of_real kn, double *out, const double *x, const double *cos, const double *sin, size_t n,
+                       bool interleaved)
+{
+    (void)kn;
+    for (size_t i = 0; i < n / 2; i++) {
+        const size_t one = interleaved ? 2 * i : i, two = interleaved ? one + 1 : i + n / 2;
+        const double a = x[one], b = x[two];
+        out[one] = a * cos[i] - b * sin[i];
+        out[two] = b * cos[i] + a * sin[i];
+    }
+}
+static void vec_transpose(kernels_of_real kn, double *out, size_t ld_out, const double *x, size_t ld, size_t rows,
+                          size_t cols)
+{
+    (void)kn;
+    for (size_t r = 0; r < rows; r++)
+        for (size_t c = 0; c < cols; c++) out[c * ld_out + r] = x[r * ld + c];
+}
+static void vec_matvec(kernels_of_real kn, double *y, const double *x, size_t D, size_t n, const double *w)
+{
+    for (size_t i = 0; i < n; i++) y[i] = vec_dot(kn, x + i * D, w, D);
+}
+static void vec_row_softmax(kernels_of_real kn, double *x, size_t ld, size_t rows, size_t n, bool causal,
+                            const double *weights, double *lse)
+{
+    for (size_t r = 0; r < rows; r++, x += ld) {
+        const size_t sees = causal && r + 1 < n ? r + 1 : n;
+        const double max = vec_max(kn, x, sees), sum = vec_exp(kn, x, max, sees);
+        if (lse != NULL) lse[r] = max + log(sum); /* -inf of nothing */
+        vec_scale(kn, x, (weights != NULL ? weights[r] : 1) / sum, sees);
+        for (size_t i = sees; i < n; i++) x[i] = 0;
+    }
+}
+static void vec_row_softmax_backward(kernels_of_real kn, double *p, double *u, size_t ld, size_t rows, size_t n,
+                                     bool causal, const double *weights, double *means, bool known)
+{
+    for (size_t r = 0; r < rows; r++, p += ld, u += ld) {
+        const size_t sees = causal && r + 1 < n ? r + 1 : n;
+        if (!known) means[r] = vec_dot(kn, p, u, sees);
+        for (size_t i = 0; i < n; i++) {
+            if (i < sees) p[i] *= weights[r];
+            u[i] = i < sees ? p[i] * (u[i] - means[r]) : 0;
+        }
+    }
+}
+
 /* c (m, n) = (add ? c : 0) + a b; a's element (i, l) is at i * row + l * col, b's (l, j) at l * brow + j * bcol */
 static void gemm(kernels_of_real kn, size_t m, size_t n, size_t k, const double *a, size_t row, size_t col,
                  const double *b, size_t brow, size_t bcol, double *c, size_t ldc, bool add, double *scratch)
@@ -53,6 +99,8 @@ static void gemm(kernels_of_real kn, size_t m, size_t n, size_t k, const double 
 #define gemm_nt(m, n, k, a, lda, b, ldb, c, ldc)      gemm(NULL, m, n, k, a, lda, 1, b, 1, ldb, c, ldc, false, NULL)
 #define gemm_nn(m, n, k, a, lda, b, ldb, c, ldc, add) gemm(NULL, m, n, k, a, lda, 1, b, ldb, 1, c, ldc, add, NULL)
 #define gemm_tn(m, n, k, a, lda, b, ldb, c, ldc, add) gemm(NULL, m, n, k, a, 1, lda, b, ldb, 1, c, ldc, add, NULL)
+#define product(kn, m, n, k, a, row, col, b, ldb, c, ldc, add)                                                         \
+    gemm(kn, m, n, k, a, row, col, b, ldb, 1, c, ldc, add, NULL)
 enum { GEMM_SCRATCH = 0 };
 
 #include "body_softmax.h"

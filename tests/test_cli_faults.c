@@ -104,10 +104,10 @@ static void another_model_than_the_stores_is_refused_and_both_are_named(void **s
     const char *other = CAIRN_TEST_DATA "/golden/clamped_forward.gguf";
     const outcome *o = cairn_run("ingest", fx.store, "-m", other, "-c", "x", fx.text);
     assert_code(o, 1);
-    assert_says(o->err, "cairn tiny");
+    assert_says(o->err, "cairn-tiny");
     o = cairn_run("ask", fx.store, "-m", other, "-c", "book", "x");
     assert_code(o, 1);
-    assert_says(o->err, "cairn tiny");
+    assert_says(o->err, "cairn-tiny");
     o = cairn_run("ingest", fx.store, "-m", DEMO_MODEL, "-c", "x", "--dtype", "q8", fx.text);
     assert_code(o, 1);
     assert_says(o->err, "f16");

@@ -20,15 +20,15 @@ commands_exist() {
     while read -r words; do
         # shellcheck disable=SC2086
         "$cairn" $words --help >/dev/null 2>&1 || { echo "no such command: cairn $words"; bad=1; }
-    done < <(sed -nE 's/^[$] (build\/)?cairn ([a-z]+).*/\2/p' README.md docs/*.md | sort -u)
+    done < <(sed -nE 's/^[$] (build\/)?cairn (bench [a-z]+|[a-z]+).*/\2/p' README.md docs/*.md | sort -u)
     return $bad
 }
 options_exist() {
     local line command option bad=0
     while read -r line; do
-        command=$(sed -E 's/^[$] (build\/)?cairn ([a-z]+).*/\2/' <<<"$line")
+        command=$(sed -E 's/^[$] (build\/)?cairn (bench [a-z]+|[a-z]+).*/\2/' <<<"$line")
         for option in $(grep -oE ' --[a-z-]+' <<<"${line%%\"*}"); do
-            "$cairn" "$command" --help | grep -q -- "$option" || { echo "cairn $command has no $option"; bad=1; }
+            "$cairn" $command --help | grep -q -- "$option" || { echo "cairn $command has no $option"; bad=1; }
         done
     done < <(grep -E '^[$] (build/)?cairn [a-z]+' README.md docs/*.md -h)
     return $bad

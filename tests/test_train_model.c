@@ -139,6 +139,9 @@ static void a_token_predicts_over_a_landmark_which_predicts_nothing(void **state
     assert_memory_equal(targets, want, sizeof want);
     cairn_train_targets(slots, 4, 3, targets);
     assert_memory_equal(targets, cut, sizeof cut);
+    cairn_train_targets(slots, 9, 0, targets); /* without landmarks */
+    assert_memory_equal(targets, slots + 1, 8 * sizeof *slots);
+    assert_int_equal(targets[8], -1);
 }
 
 static void later_slots_change_no_earlier_logit(void **state)

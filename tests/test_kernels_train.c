@@ -184,8 +184,8 @@ static void softmax_of_rows_agrees_with_its_definition(void **state)
                         if (j >= n) want = (double)row[j];
                         double bound = j >= sees ? 0 : (1e-6 + 0x1p-24 * fabs(shift)) * fabs(want) + 5e-37;
                         if (!(fabs((double)x.at[i * x.row + j] - want) <= bound))
-                            fail_msg("%s, n = %zu, way %zu, row %zu: number %zu is %.9g, expected %.9g", k->name, n, way,
-                                     i, j, (double)x.at[i * x.row + j], want);
+                            fail_msg("%s, n = %zu, way %zu, row %zu: number %zu is %.9g, expected %.9g", k->name, n,
+                                     way, i, j, (double)x.at[i * x.row + j], want);
                     }
                 }
                 free(was);
@@ -231,9 +231,98 @@ static void the_way_back_through_softmax_agrees_with_its_definition(void **state
             }
 }
 
+/* ---- layers ---- */
+
+static const size_t lengths[] = {0, 1, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 100, 192, 513};
+enum { LENGTHS = sizeof lengths / sizeof *lengths };
+
+static double sigmoid(double x)
+{
+    return 1 / (1 + exp(-x));
+}
+
+static void the_gated_activation_and_its_gradients_agree_with_their_definitions(void **state)
+{
+    (void)state;
+    test_random r = {6};
+    for (const cairn_kernels *k = NULL; (k = next_table(k)) != NULL;)
+        for (size_t l = 0; l < LENGTHS; l++) {
+            const size_t n = lengths[l];
+            guarded buffers[6];
+            float *at[6];
+            for (int i = 0; i < 6; i++) buffers[i] = guarded_random(&r, n), at[i] = buffers[i].data;
+            float *out = at[0], *dgate = at[1], *dup = at[2], *dout = at[3], *gate = at[4], *up = at[5];
+            for (size_t i = 0; i < n; i++) gate[i] *= i % 3 == 0 ? 50 : 2; /* where exp leaves the range, too */
+            for (int back = 0; back < 2; back++) {
+                if (back)
+                    k->swiglu_backward(out, dgate, dup, dout, gate, up, n);
+                else
+                    k->swiglu(out, gate, up, n);
+                for (size_t i = 0; i < n; i++) {
+                    const double g = (double)gate[i], u = (double)up[i], d = (double)dout[i], silu = g * sigmoid(g);
+                    /* silu' by its own difference quotient's limit: s + g s (1 - s) */
+                    const double slope = sigmoid(g) + g * sigmoid(g) * sigmoid(-g);
+                    assert_true(fabs((double)out[i] - silu * u) <= 5e-7 * fabs(silu * u) + 1e-36);
+                    if (!back) continue;
+                    assert_true(fabs((double)dup[i] - d * silu) <= 5e-7 * fabs(d * silu) + 1e-36);
+                    assert_true(fabs((double)dgate[i] - d * u * slope) <= 1e-6 * fabs(d * u) * (1 + fabs(slope)));
+                }
+            }
+            for (int i = 0; i < 6; i++) guarded_free(&buffers[i]);
+        }
+}
+
+/* sum_i dy_i y_i of a norm, for central differences */
+static double norm_loss(const double *x, const double *weight, const float *dy, size_t n, double eps)
+{
+    double square = 0, sum = 0;
+    for (size_t i = 0; i < n; i++) square += x[i] * x[i] / (double)n;
+    for (size_t i = 0; i < n; i++) sum += (double)dy[i] * weight[i] * x[i] / sqrt(square + eps);
+    return sum;
+}
+
+static void the_way_back_through_a_norm_agrees_with_central_differences(void **state)
+{
+    (void)state;
+    test_random r = {7};
+    const double h = 1e-4;
+    for (const cairn_kernels *k = NULL; (k = next_table(k)) != NULL;)
+        for (size_t l = 0; l < LENGTHS; l++)
+            for (int way = 0; way < 3; way++) { /* written, added, in the place of dy */
+                const size_t n = lengths[l];
+                guarded gx = guarded_random(&r, n), gw = guarded_random(&r, n), gy = guarded_random(&r, n),
+                        gd = guarded_random(&r, n), gg = guarded_random(&r, n);
+                float *dy = gy.data, *dx = way == 2 ? dy : gd.data, *dweight = gg.data;
+                float *up = copy_of(dy, n), *was_x = copy_of(dx, n), *was_w = copy_of(dweight, n);
+                double x[513], w[513];
+                for (size_t i = 0; i < n; i++)
+                    x[i] = (double)((float *)gx.data)[i], w[i] = (double)((float *)gw.data)[i];
+                k->rms_norm_backward(dx, dweight, gx.data, gw.data, dy, n, 1e-2F, way == 1);
+                for (size_t i = 0; i < n; i++) {
+                    for (int side = 0; side < 2; side++) {
+                        double *at = side == 0 ? &x[i] : &w[i], was = *at;
+                        *at = was + h;
+                        double after = norm_loss(x, w, up, n, (double)1e-2F);
+                        *at = was - h;
+                        double want = (after - norm_loss(x, w, up, n, (double)1e-2F)) / (2 * h);
+                        *at = was;
+                        if (side == 1 || way == 1) want += (double)(side == 0 ? was_x : was_w)[i];
+                        double got = (double)(side == 0 ? dx : dweight)[i];
+                        if (!(fabs(got - want) <= 2e-5 * (1 + fabs(want))))
+                            fail_msg("%s: n = %zu, way %d, side %d, %zu: %.9g, expected %.9g", k->name, n, way, side, i,
+                                     got, want);
+                    }
+                }
+                free(up), free(was_x), free(was_w);
+                guarded_free(&gx), guarded_free(&gw), guarded_free(&gy), guarded_free(&gd), guarded_free(&gg);
+            }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(the_gated_activation_and_its_gradients_agree_with_their_definitions),
+        cmocka_unit_test(the_way_back_through_a_norm_agrees_with_central_differences),
         cmocka_unit_test(products_agree_with_double_loops_whichever_way_their_operands_lie),
         cmocka_unit_test(a_row_of_a_product_does_not_depend_on_the_rows_beside_it),
         cmocka_unit_test(transposing_moves_every_number_to_its_place),

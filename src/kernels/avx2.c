@@ -10,10 +10,11 @@ enum { PRODUCT_ROWS = 6 }; /* x 2 vectors: the same count */
 
 #include "body_vectors.h"
 
+#include "body_layers.h"
 #include "body_matvec.h"
 #include "body_product.h"
-#include "body_scan.h"
 #include "body_row_softmax.h"
+#include "body_scan.h"
 #include "body_tile.h"
 
 const cairn_kernels cairn_kernels_avx2_table = {
@@ -36,6 +37,9 @@ const cairn_kernels cairn_kernels_avx2_table = {
     .tile_mix = tile_mix,
     .tile_attend = tile_attend,
     .scan_i8 = scan_i8,
+    .swiglu = swiglu,
+    .swiglu_backward = swiglu_backward,
+    .rms_norm_backward = rms_norm_backward,
     .product = product,
     .gemm = gemm,
     .transpose = transpose,

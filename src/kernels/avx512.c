@@ -10,10 +10,11 @@ enum { PRODUCT_ROWS = 12 }; /* x 2 vectors: the same count */
 
 #include "body_vectors.h"
 
+#include "body_layers.h"
 #include "body_matvec.h"
 #include "body_product.h"
-#include "body_scan.h"
 #include "body_row_softmax.h"
+#include "body_scan.h"
 #include "body_tile.h"
 
 /* clang-format off */
@@ -23,7 +24,8 @@ enum { PRODUCT_ROWS = 12 }; /* x 2 vectors: the same count */
         .exp_sum = exp_sum, .above = above, .widen = widen, .narrow = narrow, .rms_norm = rms_norm,                    \
         .silu_mul = silu_mul, .rotate = rotate, .matvec = matvec, .dequant = dequant, .tile_scores = tile_scores,      \
         .tile_mix = tile_mix, .tile_attend = tile_attend, .scan_i8 = scan, .product = product, .gemm = gemm,           \
-        .transpose = transpose, .row_softmax = row_softmax, .row_softmax_backward = row_softmax_backward           \
+        .transpose = transpose, .row_softmax = row_softmax, .row_softmax_backward = row_softmax_backward,          \
+        .swiglu = swiglu, .swiglu_backward = swiglu_backward, .rms_norm_backward = rms_norm_backward                   \
     }
 /* clang-format on */
 

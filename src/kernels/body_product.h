@@ -139,9 +139,11 @@ static void pack_columns(float *out, const float *b, size_t row, size_t col, siz
     if (col == 1) {
         for (size_t l = 0; l < k; l += PACK_DEPTH)
             for (size_t j = 0; j < n; j += PRODUCT_WIDE)
-                for (size_t i = l; i < k && i < l + PACK_DEPTH; i++)
+                for (size_t i = l; i < k && i < l + PACK_DEPTH; i++) {
+                    _mm_prefetch((const char *)(b + (i + PACK_DEPTH) * row + j), _MM_HINT_T0);
                     pack_line(out + j * k + i * PRODUCT_WIDE, b + i * row + j,
                               n - j < PRODUCT_WIDE ? n - j : PRODUCT_WIDE);
+                }
         return;
     }
     for (size_t j = 0; j < n; j += PRODUCT_WIDE, out += each) {
@@ -167,7 +169,10 @@ static void pack_rows(float *out, const float *a, size_t col, size_t m, size_t k
         for (size_t i = 0; i < m; i += PRODUCT_ROWS, panel_of += packed_size(k)) {
             float *to = panel_of;
             if (i + VL <= m) { /* the last lanes are written over by the next row, those of the last row by nobody */
-                for (size_t d = 0; d < deep; d++, to += PRODUCT_ROWS) v_store(to, v_load(from + d * col + i));
+                for (size_t d = 0; d < deep; d++, to += PRODUCT_ROWS) {
+                    _mm_prefetch((const char *)(from + (d + PACK_DEPTH) * col + i), _MM_HINT_T0);
+                    v_store(to, v_load(from + d * col + i));
+                }
                 continue;
             }
             for (size_t d = 0; d < deep; d++, to += PRODUCT_ROWS)

@@ -86,7 +86,16 @@ typedef struct cairn_kernels {
     void (*scan_i8)(const int8_t *rows, const float *row_scale, const int32_t *row_sum, size_t group, size_t groups,
                     size_t dim, const int8_t *q, const float *q_scale, size_t nq, float *scores, size_t ld);
 
-    /* ---- training: products and softmax over tiles of scores ---- */
+    /* ---- training: layers, products, softmax over tiles of scores ---- */
+
+    void (*swiglu)(float *out, const float *gate, const float *up, size_t n); /* silu(gate) * up */
+    /* out again, and the gradients of both from that of out */
+    void (*swiglu_backward)(float *out, float *dgate, float *dup, const float *dout, const float *gate, const float *up,
+                            size_t n);
+    /* y = s w x, s = 1 / sqrt(mean of x^2 + eps): dx_i = s (w_i dy_i - x_i s^2 / n sum_j w_j dy_j x_j), added to dx if
+     * `add`; dweight_i += s dy_i x_i. dx may be dy. */
+    void (*rms_norm_backward)(float *dx, float *dweight, const float *x, const float *weight, const float *dy, size_t n,
+                              float eps, bool add);
 
     /* C (m, n) = (add ? C : 0) + A B. A's element (i, l) lies at a[i * row + l * col], B's (l, j) at b[l * ldb + j];
      * nothing is copied: for what lies in L1. */

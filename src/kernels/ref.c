@@ -243,6 +243,37 @@ static void ref_scan_i8(const int8_t *rows, const float *row_scale, const int32_
 
 /* ---- training ---- */
 
+static void ref_swiglu_backward(float *out, float *dgate, float *dup, const float *dout, const float *gate,
+                                const float *up, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        const double g = gate[i], s = 1 / (1 + exp(-g)), silu = g * s;
+        const float d = dout[i];
+        out[i] = (float)(silu * up[i]);
+        dgate[i] = (float)(d * (double)up[i] * (s + silu * (1 - s)));
+        dup[i] = (float)(d * silu);
+    }
+}
+
+static void ref_swiglu(float *out, const float *gate, const float *up, size_t n)
+{
+    for (size_t i = 0; i < n; i++) out[i] = (float)(gate[i] / (1 + exp(-(double)gate[i])) * up[i]);
+}
+
+static void ref_rms_norm_backward(float *dx, float *dweight, const float *x, const float *weight, const float *dy,
+                                  size_t n, float eps, bool add)
+{
+    double square = 0, shared = 0;
+    for (size_t i = 0; i < n; i++) square += (double)x[i] * x[i];
+    for (size_t i = 0; i < n; i++) shared += (double)weight[i] * dy[i] * x[i];
+    const double s = 1 / sqrt(square / (double)n + eps);
+    for (size_t i = 0; i < n; i++) {
+        const double d = dy[i];
+        dweight[i] += (float)(s * d * x[i]);
+        dx[i] = (float)((add ? dx[i] : 0) + s * (weight[i] * d - x[i] * shared * s * s / (double)n));
+    }
+}
+
 static void ref_gemm(size_t m, size_t n, size_t k, const float *a, size_t row, size_t col, const float *b, size_t brow,
                      size_t bcol, float *c, size_t ldc, bool add, float *scratch)
 {
@@ -313,6 +344,9 @@ const cairn_kernels cairn_kernels_ref = {
     .tile_mix = ref_tile_mix,
     .tile_attend = ref_tile_attend,
     .scan_i8 = ref_scan_i8,
+    .swiglu = ref_swiglu,
+    .swiglu_backward = ref_swiglu_backward,
+    .rms_norm_backward = ref_rms_norm_backward,
     .product = ref_product,
     .gemm = ref_gemm,
     .transpose = ref_transpose,

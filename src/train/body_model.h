@@ -35,7 +35,6 @@ struct TRAIN(model) {
     real *dattended;
     real *dgate_up; /* (rows, 2 hidden) */
     real *dact;     /* (rows, hidden) */
-    real *row;      /* (the widest of all) */
     real *scratch;  /* (GEMM_SCRATCH) */
     double scale;   /* loss's */
 };
@@ -52,8 +51,8 @@ void TRAIN(model_free)(TRAIN(model) * m)
         cairn_free(m->layers[l].x_ffn);
         cairn_free(m->layers[l].gate_up);
     }
-    real *const buffers[] = {m->x,    m->h,         m->qkv,      m->act,  m->logits, m->dx,     m->dh,
-                             m->dqkv, m->dattended, m->dgate_up, m->dact, m->row,    m->scratch};
+    real *const buffers[] = {m->x,  m->h,    m->qkv,       m->act,      m->logits, m->dx,
+                             m->dh, m->dqkv, m->dattended, m->dgate_up, m->dact,   m->scratch};
     for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) cairn_free(buffers[i]);
     cairn_free(m->layers);
     cairn_free(m);
@@ -110,11 +109,10 @@ cairn_status TRAIN(model_new)(const cairn_train_layout *layout, size_t rows, TRA
     m->dattended = reals(rows, m->Q);
     m->dgate_up = reals(rows, 2 * m->hidden);
     m->dact = reals(rows, m->hidden);
-    m->row = reals(m->width + m->D + m->hidden, 1);
     m->scratch = reals(GEMM_SCRATCH, 1);
     if (!all || m->x == NULL || m->h == NULL || m->qkv == NULL || m->act == NULL || m->logits == NULL ||
         m->dx == NULL || m->dh == NULL || m->dqkv == NULL || m->dattended == NULL || m->dgate_up == NULL ||
-        m->dact == NULL || m->row == NULL || m->scratch == NULL) {
+        m->dact == NULL || m->scratch == NULL) {
         TRAIN(model_free)(m);
         return cairn_fail(CAIRN_NO_MEMORY, "activations of a window of %zu slots", rows);
     }
@@ -142,88 +140,55 @@ static void matrix_backward(const TRAIN(model) * m, size_t rows, const real *dy,
 
 /* ---- pieces ---- */
 
-/* 1 / sqrt(mean of squares + eps) */
-static real norm_scale(const TRAIN(model) * m, const real *x, size_t n)
-{
-    real square = vec_dot(m->kernels, x, x, n) / (real)n;
-    return 1 / (real)sqrt((double)(square + (real)m->layout->shape.norm_eps));
-}
-
-/* out may be x */
-static void norm(const TRAIN(model) * m, real *out, const real *x, const real *weight, size_t n)
-{
-    real scale = norm_scale(m, x, n);
-    for (size_t i = 0; i < n; i++) out[i] = x[i] * scale * weight[i];
-}
-
 static void norm_rows(const TRAIN(model) * m, real *out, const real *x, const real *weight, size_t rows)
 {
-    for (size_t r = 0; r < rows; r++) norm(m, out + r * m->width, x + r * m->width, weight, m->width);
+    const size_t n = m->width;
+    for (size_t r = 0; r < rows; r++)
+        vec_norm(m->kernels, out + r * n, x + r * n, weight, n, m->layout->shape.norm_eps);
 }
 
-/* y = s w x, s = norm_scale(x):  dx_i = s (w_i dy_i - x_i s^2 / n sum_j w_j dy_j x_j),  dw_i += s dy_i x_i.
- * dx is added to if `add`; it may be dy. */
-static void norm_backward(const TRAIN(model) * m, const real *x, const real *weight, const real *dy, size_t n, real *dx,
-                          bool add, real *dweight)
+/* dx from m->dh: added to or, where nothing else reaches x, written */
+static void norm_rows_backward(const TRAIN(model) * m, real *dx, real *dweight, const real *x, const real *weight,
+                               size_t rows, bool add)
 {
-    real scale = norm_scale(m, x, n);
-    for (size_t i = 0; i < n; i++) m->row[i] = weight[i] * dy[i];
-    real shared = vec_dot(m->kernels, m->row, x, n) * scale * scale / (real)n;
-    for (size_t i = 0; i < n; i++) {
-        dweight[i] += scale * dy[i] * x[i];
-        dx[i] = (add ? dx[i] : 0) + scale * (m->row[i] - x[i] * shared);
-    }
-}
-
-/* out (n) = 1 / (1 + exp(-x)), by exp(-|x|), which cannot overflow */
-static void sigmoid(const TRAIN(model) * m, real *out, const real *x, size_t n)
-{
-    for (size_t i = 0; i < n; i++) out[i] = x[i] < 0 ? x[i] : -x[i];
-    vec_exp(m->kernels, out, 0, n);
-    for (size_t i = 0; i < n; i++) out[i] = (x[i] < 0 ? out[i] : 1) / (1 + out[i]);
+    const size_t n = m->width;
+    for (size_t r = 0; r < rows; r++)
+        vec_norm_backward(m->kernels, dx + r * n, dweight, x + r * n, weight, m->dh + r * n, n,
+                          m->layout->shape.norm_eps, add);
 }
 
 /* act = silu(g) u */
-static void swiglu(const TRAIN(model) * m, const real *gate_up, size_t rows)
+static void swiglu_rows(const TRAIN(model) * m, const real *gate_up, size_t rows)
+{
+    const size_t n = m->hidden;
+    for (size_t r = 0; r < rows; r++)
+        vec_swiglu(m->kernels, m->act + r * n, gate_up + 2 * r * n, gate_up + 2 * r * n + n, n);
+}
+
+/* act again, and dgate_up from dact */
+static void swiglu_rows_backward(const TRAIN(model) * m, const real *gate_up, size_t rows)
 {
     const size_t n = m->hidden;
     for (size_t r = 0; r < rows; r++) {
-        const real *g = gate_up + 2 * r * n, *u = g + n;
-        real *a = m->act + r * n;
-        sigmoid(m, a, g, n);
-        for (size_t i = 0; i < n; i++) a[i] *= g[i] * u[i];
+        const real *g = gate_up + 2 * r * n;
+        real *dg = m->dgate_up + 2 * r * n;
+        vec_swiglu_backward(m->kernels, m->act + r * n, dg, dg + n, m->dact + r * n, g, g + n, n);
     }
 }
 
-/* act again, and dgate_up from dact: silu(g)' = s (1 + g (1 - s)), s = sigmoid(g) */
-static void swiglu_backward(const TRAIN(model) * m, const real *gate_up, size_t rows)
+/* q, k, v of a layer as attention takes them */
+static TRAIN(qkv) attention_input(TRAIN(model) * m, const real *params, const cairn_train_layer *at,
+                                  const layer_kept *kept, size_t rows)
 {
-    const size_t n = m->hidden;
-    for (size_t r = 0; r < rows; r++) {
-        const real *g = gate_up + 2 * r * n, *u = g + n, *da = m->dact + r * n;
-        real *a = m->act + r * n, *dg = m->dgate_up + 2 * r * n, *du = dg + n;
-        sigmoid(m, m->row, g, n);
-        for (size_t i = 0; i < n; i++) {
-            real s = m->row[i], silu = g[i] * s;
-            a[i] = silu * u[i];
-            dg[i] = da[i] * u[i] * (s + silu * (1 - s));
-            du[i] = da[i] * silu;
-        }
-    }
-}
-
-/* m->qkv = q, k, v of a layer as attention takes them */
-static void norm_heads(TRAIN(model) * m, const real *params, const cairn_train_layer *at, const layer_kept *kept,
-                       size_t rows)
-{
-    memcpy(m->qkv, kept->qkv, rows * m->F * sizeof *m->qkv);
-    if (!m->layout->shape.qk_norm) return;
-    for (size_t r = 0; r < rows; r++) {
+    const real *base = m->layout->shape.qk_norm ? m->qkv : kept->qkv;
+    for (size_t r = 0; r < rows && base == m->qkv; r++) {
         for (size_t h = 0; h < m->heads + m->kv_heads; h++) {
-            real *x = m->qkv + r * m->F + h * m->D;
-            norm(m, x, x, params + (h < m->heads ? at->q_norm : at->k_norm), m->D);
+            const size_t x = r * m->F + h * m->D;
+            vec_norm(m->kernels, m->qkv + x, kept->qkv + x, params + (h < m->heads ? at->q_norm : at->k_norm), m->D,
+                     m->layout->shape.norm_eps);
         }
     }
+    return (TRAIN(qkv)){.q = base, .k = base + m->Q, .v = kept->qkv + m->Q + m->KV, .ld = m->F};
 }
 
 static void norm_heads_backward(TRAIN(model) * m, const real *params, const cairn_train_layer *at,
@@ -232,16 +197,12 @@ static void norm_heads_backward(TRAIN(model) * m, const real *params, const cair
     if (!m->layout->shape.qk_norm) return;
     for (size_t r = 0; r < rows; r++) {
         for (size_t h = 0; h < m->heads + m->kv_heads; h++) {
-            size_t weight = h < m->heads ? at->q_norm : at->k_norm;
+            const size_t weight = h < m->heads ? at->q_norm : at->k_norm;
             real *d = m->dqkv + r * m->F + h * m->D;
-            norm_backward(m, kept->qkv + r * m->F + h * m->D, params + weight, d, m->D, d, false, grads + weight);
+            vec_norm_backward(m->kernels, d, grads + weight, kept->qkv + r * m->F + h * m->D, params + weight, d, m->D,
+                              m->layout->shape.norm_eps, false);
         }
     }
-}
-
-static TRAIN(qkv) attention_input(const TRAIN(model) * m)
-{
-    return (TRAIN(qkv)){.q = m->qkv, .k = m->qkv + m->Q, .v = m->qkv + m->Q + m->KV, .ld = m->F};
 }
 
 static void add_rows(real *to, const real *x, size_t n)
@@ -259,8 +220,7 @@ static void layer_forward(TRAIN(model) * m, const real *params, uint32_t l, size
     memcpy(kept->x, m->x, rows * W * sizeof *m->x);
     norm_rows(m, m->h, m->x, params + at->attn_norm, rows);
     rows_forward(m, rows, m->h, W, params + at->qkv, m->F, kept->qkv, false);
-    norm_heads(m, params, at, kept, rows);
-    TRAIN(qkv) in = attention_input(m);
+    TRAIN(qkv) in = attention_input(m, params, at, kept, rows);
     if (m->dense != NULL)
         TRAIN(dense_attend)(m->dense, rows, &in, kept->attended);
     else
@@ -270,7 +230,7 @@ static void layer_forward(TRAIN(model) * m, const real *params, uint32_t l, size
     memcpy(kept->x_ffn, m->x, rows * W * sizeof *m->x);
     norm_rows(m, m->h, m->x, params + at->ffn_norm, rows);
     rows_forward(m, rows, m->h, W, params + at->gate_up, 2 * m->hidden, kept->gate_up, false);
-    swiglu(m, kept->gate_up, rows);
+    swiglu_rows(m, kept->gate_up, rows);
     rows_forward(m, rows, m->act, m->hidden, params + at->down, W, m->x, true);
 }
 
@@ -332,19 +292,16 @@ static double layer_backward(TRAIN(model) * m, const real *params, uint32_t l, c
     const size_t W = m->width, H = m->hidden, Q = m->Q, F = m->F;
 
     rows_backward(m, rows, m->dx, W, params + at->down, H, m->dact);
-    swiglu_backward(m, kept->gate_up, rows);
+    swiglu_rows_backward(m, kept->gate_up, rows);
     matrix_backward(m, rows, m->dx, W, m->act, H, grads + at->down);
     norm_rows(m, m->h, kept->x_ffn, params + at->ffn_norm, rows);
     matrix_backward(m, rows, m->dgate_up, 2 * H, m->h, W, grads + at->gate_up);
     rows_backward(m, rows, m->dgate_up, 2 * H, params + at->gate_up, W, m->dh);
-    for (size_t r = 0; r < rows; r++)
-        norm_backward(m, kept->x_ffn + r * W, params + at->ffn_norm, m->dh + r * W, W, m->dx + r * W, true,
-                      grads + at->ffn_norm);
+    norm_rows_backward(m, m->dx, grads + at->ffn_norm, kept->x_ffn, params + at->ffn_norm, rows, true);
 
     rows_backward(m, rows, m->dx, W, params + at->o, Q, m->dattended);
     matrix_backward(m, rows, m->dx, W, kept->attended, Q, grads + at->o);
-    norm_heads(m, params, at, kept, rows);
-    TRAIN(qkv) in = attention_input(m);
+    TRAIN(qkv) in = attention_input(m, params, at, kept, rows);
     double guided = 0;
     if (m->dense != NULL)
         TRAIN(dense_backward)(m->dense, rows, &in, m->dattended, m->dqkv, m->dqkv + Q, m->dqkv + Q + m->KV);
@@ -356,9 +313,7 @@ static double layer_backward(TRAIN(model) * m, const real *params, uint32_t l, c
     norm_rows(m, m->h, kept->x, params + at->attn_norm, rows);
     matrix_backward(m, rows, m->dqkv, F, m->h, W, grads + at->qkv);
     rows_backward(m, rows, m->dqkv, F, params + at->qkv, W, m->dh);
-    for (size_t r = 0; r < rows; r++)
-        norm_backward(m, kept->x + r * W, params + at->attn_norm, m->dh + r * W, W, m->dx + r * W, true,
-                      grads + at->attn_norm);
+    norm_rows_backward(m, m->dx, grads + at->attn_norm, kept->x, params + at->attn_norm, rows, true);
     return guided;
 }
 
@@ -369,9 +324,7 @@ double TRAIN(backward)(TRAIN(model) * m, const real *params, const cairn_train_w
     norm_rows(m, m->h, m->x, params + t->output_norm, rows);
     matrix_backward(m, rows, m->logits, m->vocab, m->h, W, grads + t->head);
     rows_backward(m, rows, m->logits, m->vocab, params + t->head, W, m->dh);
-    for (size_t r = 0; r < rows; r++)
-        norm_backward(m, m->x + r * W, params + t->output_norm, m->dh + r * W, W, m->dx + r * W, false,
-                      grads + t->output_norm);
+    norm_rows_backward(m, m->dx, grads + t->output_norm, m->x, params + t->output_norm, rows, false);
     double guided = 0;
     for (uint32_t l = t->shape.attention.layers; l-- > 0;) guided += layer_backward(m, params, l, window, grads);
     for (size_t r = 0; r < rows; r++) add_rows(grads + t->embedding + (size_t)window->slots[r] * W, m->dx + r * W, W);

@@ -37,6 +37,39 @@ static double vec_exp(kernels_of_real kn, double *x, double shift, size_t n)
     return sum;
 }
 
+static void vec_norm(kernels_of_real kn, double *out, const double *x, const double *weight, size_t n, float eps)
+{
+    const double s = 1 / sqrt(vec_dot(kn, x, x, n) / (double)n + (double)eps);
+    for (size_t i = 0; i < n; i++) out[i] = x[i] * s * weight[i];
+}
+static void vec_norm_backward(kernels_of_real kn, double *dx, double *dweight, const double *x, const double *weight,
+                              const double *dy, size_t n, float eps, bool add)
+{
+    const double s = 1 / sqrt(vec_dot(kn, x, x, n) / (double)n + (double)eps);
+    double shared = 0;
+    for (size_t i = 0; i < n; i++) shared += weight[i] * dy[i] * x[i] * s * s / (double)n;
+    for (size_t i = 0; i < n; i++) {
+        const double d = dy[i];
+        dweight[i] += s * d * x[i];
+        dx[i] = (add ? dx[i] : 0) + s * (weight[i] * d - x[i] * shared);
+    }
+}
+static void vec_swiglu(kernels_of_real kn, double *out, const double *gate, const double *up, size_t n)
+{
+    (void)kn;
+    for (size_t i = 0; i < n; i++) out[i] = gate[i] / (1 + exp(-gate[i])) * up[i];
+}
+static void vec_swiglu_backward(kernels_of_real kn, double *out, double *dgate, double *dup, const double *dout,
+                                const double *gate, const double *up, size_t n)
+{
+    (void)kn;
+    for (size_t i = 0; i < n; i++) { /* silu(g)' = s (1 + g (1 - s)), s = sigmoid(g) */
+        const double s = 1 / (1 + exp(-gate[i])), silu = gate[i] * s;
+        out[i] = silu * up[i];
+        dgate[i] = dout[i] * up[i] * (s + silu * (1 - s));
+        dup[i] = dout[i] * silu;
+    }
+}
 static void vec_rotate(kernels_of_real kn, double *out, const double *x, const double *cos, const double *sin, size_t n,
                        bool interleaved)
 {

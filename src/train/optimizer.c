@@ -32,12 +32,11 @@ double cairn_train_pace(uint64_t step, uint64_t warmup, uint64_t steps, double f
     return floor + (1 - floor) * 0.5 * (1 + cos(acos(-1.0) * fmin(done, 1)));
 }
 
-/* Numbers that orthogonalising a (rows, cols) matrix needs: X, the next X, and two
- * squares of the smaller side. */
+/* Numbers that orthogonalising a (rows, cols) matrix needs: X, the next X, two squares of the smaller side. */
 static size_t scratch_of(const cairn_train_param *p)
 {
     size_t small = p->rows < p->cols ? p->rows : p->cols;
-    return 2 * (size_t)p->rows * p->cols + 2 * small * small;
+    return 2 * (size_t)p->rows * p->cols + 2 * small * small + CAIRN_GEMM_SCRATCH;
 }
 
 static size_t chunks_of(const cairn_train_layout *layout)
@@ -48,7 +47,7 @@ static size_t chunks_of(const cairn_train_layout *layout)
 cairn_status cairn_train_optimizer_init(cairn_train_optimizer *opt, const cairn_train_layout *layout, cairn_pool *pool)
 {
     size_t most = 0;
-    *opt = (cairn_train_optimizer){.layout = layout, .pool = pool};
+    *opt = (cairn_train_optimizer){.layout = layout, .pool = pool, .kernels = cairn_kernels_best()};
     for (size_t i = 0; i < layout->n_params; i++)
         if (layout->params[i].kind == CAIRN_TRAIN_MATRIX && scratch_of(&layout->params[i]) > most)
             most = scratch_of(&layout->params[i]);
@@ -84,29 +83,40 @@ static double sum_of_squares(const float *x, size_t n)
     return ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
 }
 
-/* x (rows, cols) with its singular values brought near 1. The square is of the smaller side: X X^T, or X^T X. */
-static void orthogonalise(float *x, size_t rows, size_t cols, float *scratch)
+/* C (n, n) = A B, known to be symmetric: columns in groups, from the group's first row down, and what lies above the
+ * diagonal from below it. B's element (l, j) is at b[l * brow + j * bcol]. */
+static void symmetric(const cairn_kernels *kn, size_t n, size_t k, const float *a, size_t lda, const float *b,
+                      size_t brow, size_t bcol, float *c, float *scratch)
+{
+    enum { GROUP = 32 };
+    for (size_t j = 0, wide; j < n; j += wide) {
+        wide = n - j < GROUP ? n - j : GROUP;
+        cairn_gemm(kn, n - j, wide, k, a + j * lda, lda, 1, b + j * bcol, brow, bcol, c + j * n + j, n, false, scratch);
+        const size_t below = j + wide;
+        kn->transpose(c + j * n + below, n, c + below * n + j, n, n - below, wide);
+    }
+}
+
+/* x (rows, cols), rows <= cols, with its singular values brought near 1. x and next take turns; returns the last. */
+static float *orthogonalise(const cairn_kernels *kn, float *x, float *next, size_t rows, size_t cols, float *scratch)
 {
     static const float a = 3.4445F, b = -4.7750F, c = 2.0315F;
-    const bool wide = rows <= cols;
-    const size_t n = rows * cols, small = wide ? rows : cols;
-    float *gram = scratch, *poly = gram + small * small, *next = poly + small * small;
+    const size_t n = rows * cols;
+    float *gram = scratch, *poly = gram + rows * rows, *panels = poly + rows * rows;
     const float scale =
         (float)(1 / (sqrt(sum_of_squares(x, n)) + 1e-7)); /* no singular value is above 1 then; 0 stays 0 */
-    for (size_t i = 0; i < n; i++) x[i] *= scale;
+    kn->scale(x, scale, n);
     for (int step = 0; step < NEWTON_SCHULZ_STEPS; step++) {
-        if (wide)
-            cairn_gemm_nt(small, small, cols, x, cols, x, cols, gram, small);
-        else
-            cairn_gemm_tn(small, small, rows, x, cols, x, cols, gram, small, false);
-        cairn_gemm_nn(small, small, small, gram, small, gram, small, poly, small, false);
-        for (size_t i = 0; i < small * small; i++) poly[i] = b * gram[i] + c * poly[i];
-        if (wide)
-            cairn_gemm_nn(rows, cols, small, poly, small, x, cols, next, cols, false);
-        else
-            cairn_gemm_nn(rows, cols, small, x, cols, poly, small, next, cols, false);
-        for (size_t i = 0; i < n; i++) x[i] = a * x[i] + next[i];
+        symmetric(kn, rows, cols, x, cols, x, 1, cols, gram, panels);
+        symmetric(kn, rows, rows, gram, rows, gram, rows, 1, poly, panels);
+        for (size_t i = 0; i < rows * rows; i++) poly[i] = b * gram[i] + c * poly[i];
+        for (size_t i = 0; i < rows; i++) poly[i * rows + i] += a;
+        cairn_gemm(kn, rows, cols, rows, poly, rows, 1, x, cols, 1, next, cols, false, panels);
+        float *swap = x;
+        x = next;
+        next = swap;
     }
+    return x;
 }
 
 /* ---- one update ---- */
@@ -120,20 +130,34 @@ typedef struct update {
     const float *grads;
 } update;
 
+/* A tall matrix is orthogonalised lying down, so that the square is of the smaller side. */
 static void muon(const update *u, const cairn_train_param *p, float *scratch)
 {
+    const cairn_kernels *kn = u->opt->kernels;
     const size_t rows = p->rows, cols = p->cols, n = rows * cols;
+    const bool tall = rows > cols;
     const float rate = (float)(u->pace * (double)u->rates->muon), beta = u->rates->momentum, down = u->down;
-    const float step = rate * (rows > cols ? sqrtf((float)rows / (float)cols) : 1);
+    const float step = rate * (tall ? sqrtf((float)rows / (float)cols) : 1);
     const float keep = 1 - rate * u->rates->decay;
     const float *restrict g = u->grads + p->at;
-    float *restrict w = u->params + p->at, *restrict momentum = u->opt->first + p->at, *restrict x = scratch;
+    float *restrict w = u->params + p->at, *restrict momentum = u->opt->first + p->at;
+    float *x = scratch, *other = x + n;
     for (size_t i = 0; i < n; i++) {
         momentum[i] = beta * momentum[i] + down * g[i];
         x[i] = down * g[i] + beta * momentum[i]; /* Nesterov: one step ahead */
     }
-    orthogonalise(x, rows, cols, scratch + n);
-    for (size_t i = 0; i < n; i++) w[i] = w[i] * keep - step * x[i];
+    if (tall) {
+        kn->transpose(other, rows, x, cols, rows, cols);
+        x = other;
+        other = scratch;
+    }
+    const float *made = orthogonalise(kn, x, other, tall ? cols : rows, tall ? rows : cols, scratch + 2 * n);
+    if (tall) {
+        float *upright = made == scratch ? scratch + n : scratch;
+        kn->transpose(upright, cols, made, rows, cols, rows);
+        made = upright;
+    }
+    for (size_t i = 0; i < n; i++) w[i] = w[i] * keep - step * made[i];
 }
 
 static void adamw(const update *u, const cairn_train_param *p)

@@ -195,6 +195,7 @@ void cairn_train_rates_init(cairn_train_rates *rates); /* what is known to train
 typedef struct cairn_train_optimizer {
     const cairn_train_layout *layout; /* borrowed */
     cairn_pool *pool;                 /* borrowed */
+    const struct cairn_kernels *kernels;
     uint64_t updates;
     float *first;    /* (total) AdamW's mean of gradients, Muon's momentum */
     float *second;   /* (total) AdamW's mean of squares; unused for what Muon updates */

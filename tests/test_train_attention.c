@@ -293,8 +293,8 @@ static void layer_gradient(layer_case *c)
 {
     cairn_train_qkv_f64 in = columns(c, c->in);
     size_t q = (size_t)c->shape.heads * c->shape.head_dim, kv = (size_t)c->shape.kv_heads * c->shape.head_dim;
-    cairn_train_attend_backward_f64(c->att, LAYER, c->rows, &in, c->bias, c->up, NULL, 1, c->grad, c->grad + q, c->grad + q + kv,
-                                    c->dbias);
+    cairn_train_attend_backward_f64(c->att, LAYER, c->rows, &in, c->bias, c->up, NULL, 1, c->grad, c->grad + q,
+                                    c->grad + q + kv, c->dbias);
 }
 
 static void copy_columns(float *to, const layer_case *c, size_t from, size_t n)

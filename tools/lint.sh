@@ -7,7 +7,11 @@ cd "$(dirname "$0")/.."
 build=${1:-build}
 
 sources() { git ls-files -- "$@" 2>/dev/null | grep . || find "$@" -type f; }
-formatted() { sources include src store index tools bench tests examples | grep -E '\.(c|h|cpp)$' | xargs clang-format --dry-run -Werror 2>&1 | grep 'error:' && return 1 || return 0; }
+formatted() {
+    local said
+    said=$(sources include src store index tools bench tests examples | grep -E '\.(c|h|cpp)$' | xargs clang-format --dry-run -Werror 2>&1)
+    ! grep 'error:' <<<"$said"
+}
 # Tests are left to the compilers and sanitizers: cmocka's macros hide their ends from the analyzer.
 tidy() {
     sources src store index tools bench | grep '\.c$' |

@@ -58,14 +58,15 @@ INLINE void register_tile(const int M, const bool whole, size_t n, size_t k, con
     }
 }
 
-/* One panel of B against all rows of A. */
-INLINE void panel(const bool whole, size_t m, size_t n, size_t k, const float *a, size_t row, size_t col,
+/* One panel of B against all rows of A, of which each PRODUCT_ROWS begin `step` behind the last. */
+INLINE void panel(const bool whole, size_t m, size_t n, size_t k, const float *a, size_t row, size_t col, size_t step,
                   const float *b, size_t ldb, float *c, size_t ldc, bool add)
 {
+    for (; m >= PRODUCT_ROWS; m -= PRODUCT_ROWS, a += step, c += PRODUCT_ROWS * ldc)
+        register_tile(PRODUCT_ROWS, whole, n, k, a, row, col, b, ldb, c, ldc, add);
     size_t i = 0;
 #define ROWS(M)                                                                                                        \
-    for (; i + (M) <= m; i += (M)) register_tile(M, whole, n, k, a + i * row, row, col, b, ldb, c + i * ldc, ldc, add)
-    ROWS(PRODUCT_ROWS);
+    if (i + (M) <= m) register_tile(M, whole, n, k, a + i * row, row, col, b, ldb, c + i * ldc, ldc, add), i += (M)
     if (PRODUCT_ROWS > 6) ROWS(6);
     ROWS(4);
     ROWS(2);
@@ -74,22 +75,32 @@ INLINE void panel(const bool whole, size_t m, size_t n, size_t k, const float *a
 }
 /* Not inline: one copy of each serves product and gemm. */
 static __attribute__((noinline)) void panel_whole(size_t m, size_t k, const float *a, size_t row, size_t col,
-                                                  const float *b, size_t ldb, float *c, size_t ldc, bool add)
+                                                  size_t step, const float *b, size_t ldb, float *c, size_t ldc,
+                                                  bool add)
 {
-    panel(true, m, PRODUCT_WIDE, k, a, row, col, b, ldb, c, ldc, add);
+    panel(true, m, PRODUCT_WIDE, k, a, row, col, step, b, ldb, c, ldc, add);
 }
 static __attribute__((noinline)) void panel_part(size_t m, size_t n, size_t k, const float *a, size_t row, size_t col,
-                                                 const float *b, size_t ldb, float *c, size_t ldc, bool add)
+                                                 size_t step, const float *b, size_t ldb, float *c, size_t ldc,
+                                                 bool add)
 {
-    panel(false, m, n, k, a, row, col, b, ldb, c, ldc, add);
+    panel(false, m, n, k, a, row, col, step, b, ldb, c, ldc, add);
+}
+INLINE void any_panel(size_t m, size_t n, size_t k, const float *a, size_t row, size_t col, size_t step, const float *b,
+                      size_t ldb, float *c, size_t ldc, bool add)
+{
+    if (n == PRODUCT_WIDE)
+        panel_whole(m, k, a, row, col, step, b, ldb, c, ldc, add);
+    else
+        panel_part(m, n, k, a, row, col, step, b, ldb, c, ldc, add);
 }
 
 static void product(size_t m, size_t n, size_t k, const float *a, size_t row, size_t col, const float *b, size_t ldb,
                     float *c, size_t ldc, bool add)
 {
-    size_t j = 0;
-    for (; j + PRODUCT_WIDE <= n; j += PRODUCT_WIDE) panel_whole(m, k, a, row, col, b + j, ldb, c + j, ldc, add);
-    if (j < n) panel_part(m, n - j, k, a, row, col, b + j, ldb, c + j, ldc, add);
+    for (size_t j = 0; j < n; j += PRODUCT_WIDE)
+        any_panel(m, n - j < PRODUCT_WIDE ? n - j : PRODUCT_WIDE, k, a, row, col, PRODUCT_ROWS * row, b + j, ldb, c + j,
+                  ldc, add);
 }
 
 /* ---- copies ---- */
@@ -209,21 +220,12 @@ static void gemm(size_t m, size_t n, size_t k, const float *a, size_t row, size_
                     const float *columns = packed_b + p * deep;
                     const size_t some = wide - p < PRODUCT_WIDE ? wide - p : PRODUCT_WIDE;
                     float *to = c + i * ldc + j + p;
-                    if (col == 1 && some == PRODUCT_WIDE)
-                        panel_whole(tall, deep, rows, row, 1, columns, PRODUCT_WIDE, to, ldc, add);
-                    else if (col == 1)
-                        panel_part(tall, some, deep, rows, row, 1, columns, PRODUCT_WIDE, to, ldc, add);
+                    if (col == 1)
+                        any_panel(tall, some, deep, rows, row, 1, PRODUCT_ROWS * row, columns, PRODUCT_WIDE, to, ldc,
+                                  add);
                     else
-                        for (size_t r = 0; r < tall; r += PRODUCT_ROWS) {
-                            const float *packed = packed_a + r / PRODUCT_ROWS * packed_size(deep);
-                            const size_t few = tall - r < PRODUCT_ROWS ? tall - r : PRODUCT_ROWS;
-                            if (some == PRODUCT_WIDE)
-                                panel_whole(few, deep, packed, 1, PRODUCT_ROWS, columns, PRODUCT_WIDE, to + r * ldc,
-                                            ldc, add);
-                            else
-                                panel_part(few, some, deep, packed, 1, PRODUCT_ROWS, columns, PRODUCT_WIDE,
-                                           to + r * ldc, ldc, add);
-                        }
+                        any_panel(tall, some, deep, packed_a, 1, PRODUCT_ROWS, packed_size(deep), columns, PRODUCT_WIDE,
+                                  to, ldc, add);
                 }
             }
         }

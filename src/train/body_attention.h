@@ -236,8 +236,8 @@ static void own_by_columns(const TRAIN(attention) * att, const query_block *qb, 
                            const real *kept, real *out)
 {
     for (size_t r = 0; r < qb->n; r += TRIANGLE_ROWS) {
-        const size_t rows = strip_of_rows(qb->n, r), columns = r + rows < qb->own ? r + rows : qb->own;
-        product(att->kernels, rows, columns, att->D, x + r * ld, ld, 1, kept + qb->first, att->ld, out + r * att->B,
+        const size_t rows = strip_of_rows(qb->n, r);
+        product(att->kernels, rows, r + rows, att->D, x + r * ld, ld, 1, kept + qb->first, att->ld, out + r * att->B,
                 att->B, false);
     }
 }
@@ -280,8 +280,8 @@ static void weigh_groups(TRAIN(attention) * att, const query_block *qb, real bia
 /* Softmax r_b,j over the tokens of a past block, times `weights`. */
 static void weigh_block(TRAIN(attention) * att, const query_block *qb, size_t b, const real *weights)
 {
-    by_columns(att, qb, att->queries + age_of(att, qb, b) * att->B * att->D, att->D, att->keys_t, b * att->B,
-               att->B - 1, att->scores);
+    by_columns(att, qb, att->queries + age_of(att, qb, b) * att->B * att->D, att->D, att->keys_t, b * att->B, att->B,
+               att->scores);
     vec_row_softmax(att->kernels, att->scores, att->B, qb->n, att->B - 1, false, weights, NULL);
 }
 

@@ -2,8 +2,8 @@
  * included after body_vectors.h.
  *
  * A sum over the lanes, a division and what waits for them take longer than the arithmetic of a row of 64. So rows go
- * through each phase in groups: their maxima, their exp and sums, their products. AVX2, one Zen 4 core, 64 rows of 63:
- * see the figures below the phases. */
+ * through each phase in groups: their maxima, their exp and sums, their products. AVX2, one Zen 4 core, 64 rows of
+ * 63: 2.5 us instead of 3.3 row by row in registers; the way back 0.9 instead of 1.3 with masked stores. */
 
 enum { ROW_GROUP = 8 };
 

@@ -8,6 +8,8 @@
 #include "plain_model.h"
 #include "tiny_model.h"
 
+#include <cairn/train.h>
+
 #include <dirent.h>
 #include <signal.h>
 #include <sys/stat.h>
@@ -347,6 +349,71 @@ static void of_an_ordinary_model_they_are_those_of_cairn_logits(void **state)
     free(text);
 }
 
+/* The most probable byte after the tokens, by `cairn logits` of an ordinary model; -1 if a token that is none comes
+ * first. */
+static int next_byte(const char *ids, const json_t *tokens)
+{
+    assert_int_equal(json_dump_file(tokens, ids, 0), 0);
+    const outcome *o = cairn_run("logits", "-m", fx.ordinary, "--tokens", ids, "--top", "1", "--json");
+    assert_code(o, 0);
+    json_t *root = command_json(o);
+    const json_t *positions = json_object_get(root, "positions");
+    const json_t *last = json_array_get(positions, json_array_size(positions) - 1);
+    json_int_t id = json_integer_value(json_array_get(json_object_get(last, "top"), 0));
+    json_decref(root);
+    return id >= BYTE_0 && id < BYTE_0 + 256 ? (int)(id - BYTE_0) : -1;
+}
+
+static void an_ordinary_model_reads_text_and_question_in_memory(void **state)
+{
+    (void)state;
+    const outcome *o = cairn_run("bench", "passkey", "-m", fx.ordinary, "--held-out", "1", "--corpus", fx.corpus,
+                                 "--dir", fx.stores, "--tokens", "300", "--texts", "1", "--seed", "3", "--json");
+    assert_code(o, 0);
+    json_t *root = command_json(o), *tokens = json_array();
+    const json_t *cell = cell_of(root, 0);
+    assert_true(json_is_null(json_object_get(cell, "top_k")));
+    assert_true(json_is_null(json_object_get(root, "store")));
+    assert_true(json_is_false(json_object_get(cell, "retrieval")));
+    const char *answer = json_text(json_array_get(json_object_get(cell, "wrong"), 0), "answer");
+
+    cairn_corpus *corpus = NULL;
+    cairn_recall_text *text = NULL;
+    cairn_recall_options opt;
+    cairn_recall_options_init(&opt, sizeof opt);
+    opt.bytes = (uint64_t)json_number(cell, "text_bytes");
+    opt.plain = true;
+    opt.seed = UINT64_C(3) << 32;
+    assert_int_equal(cairn_corpus_open((const char *const[]){fx.corpus}, 1, 1, &corpus), CAIRN_OK);
+    assert_int_equal(cairn_recall_text_new(corpus, &opt, &text), CAIRN_OK);
+    char *ids = test_path(fx.dir, "ids.json");
+    size_t bytes = 0;
+    const char *said = cairn_recall_text_bytes(text, &bytes), *asked = cairn_recall_text_question(text, 0)->text;
+    json_array_append_new(tokens, json_integer(BOS));
+    for (size_t i = 0; i < bytes; i++) json_array_append_new(tokens, json_integer(BYTE_0 + (uint8_t)said[i]));
+    for (size_t i = 0; asked[i] != 0; i++) json_array_append_new(tokens, json_integer(BYTE_0 + (uint8_t)asked[i]));
+    assert_int_equal(json_array_size(tokens), 300);
+    int compared = 0, plain = 0;
+    for (const char *at = answer; *at != 0; compared++) {
+        int byte = next_byte(ids, tokens);
+        if (byte < 0) break;                              /* a token that is never said: the answer took the next one */
+        bool other = strncmp(at, "\xef\xbf\xbd", 3) == 0; /* U+FFFD stands for a byte that is no UTF-8 */
+        if (other)
+            assert_true(byte >= 0x80);
+        else
+            assert_int_equal((uint8_t)*at, byte);
+        plain += !other;
+        at += other ? 3 : 1;
+        json_array_append_new(tokens, json_integer(BYTE_0 + byte));
+    }
+    assert_true(compared >= 2 && plain >= 1);
+    free(ids);
+    cairn_recall_text_free(text);
+    cairn_corpus_close(corpus);
+    json_decref(tokens);
+    json_decref(root);
+}
+
 /* Every row by itself: own tokens, and in a layer that retrieves its window, its candidates and what it chose. */
 static double attended(size_t length, size_t c, size_t k)
 {
@@ -432,9 +499,9 @@ static void what_cannot_be_measured_is_said_with_names_and_numbers(void **state)
     o = PPL(fx.ordinary, "--top-k", "4");
     assert_code(o, 2);
     assert_says(o->err, "has no landmarks");
-    o = cairn_run("bench", "passkey", "-m", fx.ordinary, "--corpus", fx.corpus);
-    assert_code(o, 1);
-    assert_says(o->err, "is not a landmark model");
+    o = cairn_run("bench", "passkey", "-m", fx.ordinary, "--held-out", "1", "--corpus", fx.corpus, "--no-retrieval");
+    assert_code(o, 2);
+    assert_says(o->err, "has no landmarks");
     o = cairn_run("bench", "ppl", "-m", DEMO_MODEL, "--held-out", "1", "--corpus", "/nowhere/at/all");
     assert_code(o, 1);
     assert_says(o->err, "/nowhere/at/all");
@@ -515,6 +582,7 @@ int main(void)
         cmocka_unit_test(the_interval_ends_where_the_share_is_two_standard_errors_away),
         cmocka_unit_test(bits_per_byte_are_those_of_a_forward_in_plain_loops),
         cmocka_unit_test(of_an_ordinary_model_they_are_those_of_cairn_logits),
+        cmocka_unit_test(an_ordinary_model_reads_text_and_question_in_memory),
         cmocka_unit_test(attended_tokens_and_mass_are_what_the_policy_lets_a_row_see),
         cmocka_unit_test(the_store_is_gone_afterwards_also_after_ctrl_c),
         cmocka_unit_test(what_cannot_be_measured_is_said_with_names_and_numbers),

@@ -2,7 +2,8 @@
  *
  * A cell is a length and a kind. Each of its texts is ingested once, with the model's own k, and asked its questions
  * for every k of --top-k: a question is a session that goes on where the text ends and is never committed, so each of
- * them meets the same memory. Greedy; an answer counts when all its digits are right.
+ * them meets the same memory. Greedy; an answer counts when all its digits are right. A model without landmarks keeps
+ * nothing: it reads text and question in memory, each time anew, with ordinary attention over all of it.
  */
 #include "bench.h"
 
@@ -79,6 +80,11 @@ static cairn_recall_options recall_options(const cell *of, uint32_t text)
     return opt;
 }
 
+static bool dense(const run_state *r)
+{
+    return r->b.model.shape->scheme == CAIRN_POSITION_DENSE;
+}
+
 static void kind_words(const cell *of, human *out)
 {
     human n;
@@ -115,6 +121,18 @@ static int plan(run_state *r)
     r->ingest = r->b.options;
     cairn_policy_init(&r->ingest.policy, sizeof r->ingest.policy, r->b.model.shape);
     default_k[0] = r->ingest.policy.top_k;
+    const policy_flags *policy = &flags.bench.policy;
+    if (dense(r) && (flags.no_retrieval || flags.top_k.n > 0 || policy->mass > 0 || policy->scope != 0 ||
+                     policy->window != WINDOW_MODEL))
+        return cli_usage(r->b.c,
+                         "'%s' has no landmarks: --top-k, --mass, --scope, --window and --no-retrieval choose nothing "
+                         "in it",
+                         flags.bench.model);
+    if (r->b.model.info.xl_segment > 0)
+        return cli_fail(r->b.c, EXIT_FAILED,
+                        "'%s' was trained as Transformer-XL over segments of %u slots, which 'cairn bench ppl' alone "
+                        "follows; here it would attend to everything",
+                        flags.bench.model, r->b.model.info.xl_segment);
     cli_numbers k = flags.no_retrieval  ? (cli_numbers){nothing, 1}
                     : flags.top_k.n > 0 ? flags.top_k
                                         : (cli_numbers){default_k, 1};
@@ -147,24 +165,31 @@ static bool go_on(void *arg, uint64_t done, uint64_t total)
     return !cli_stopped();
 }
 
-static int ingest(run_state *r, cell *of, const cairn_recall_text *text)
+/* Feeds the text to a new stream, which is the caller's to end. */
+static int read_text(run_state *r, const cairn_recall_text *text, bench_stream *stream)
 {
     size_t bytes = 0, n = 0;
-    bench_stream stream = {0};
     const char *said = cairn_recall_text_bytes(text, &bytes);
     cairn_token *tokens = bench_encode(&r->b, true, said, bytes, &n);
     int code = tokens != NULL ? -1 : EXIT_FAILED;
-    uint64_t start = cli_now_ns();
-    if (code < 0) code = bench_stream_begin(&r->b, &r->ingest, &stream);
+    if (code < 0) code = bench_stream_begin(&r->b, &r->ingest, stream);
     const size_t chunk = bench_piece(&r->b);
     for (size_t at = 0; code < 0 && at < n; at += chunk) {
-        code = bench_stream_feed(&r->b, &stream, tokens + at, n - at < chunk ? n - at : chunk, NULL);
+        code = bench_stream_feed(&r->b, stream, tokens + at, n - at < chunk ? n - at : chunk, NULL);
         r->bar.items = r->tokens_done + at;
         progress_show(&r->bar, r->tokens_done + at, r->tokens_all);
     }
+    free(tokens);
+    return code;
+}
+
+static int ingest(run_state *r, cell *of, const cairn_recall_text *text)
+{
+    bench_stream stream = {0};
+    uint64_t start = cli_now_ns();
+    int code = read_text(r, text, &stream);
     if (code < 0) code = bench_stream_commit(&r->b, &stream);
     bench_stream_end(&stream);
-    free(tokens);
     if (code < 0) {
         const char *kind = flags.bench.session.index;
         cairn_status st = cairn_context_reindex(r->b.store, r->b.model.shape, BENCH_CONTEXT, kind, go_on, NULL);
@@ -217,6 +242,30 @@ static int ask(run_state *r, const cairn_recall_question *question, uint64_t top
     return st == CAIRN_OK ? bench_stopped(b) : cli_fail_status(b->c, st);
 }
 
+/* As ask, of a model that keeps nothing: the text is read again first, which counts as the text's time. */
+static int ask_anew(run_state *r, cell *of, const cairn_recall_text *text, const cairn_recall_question *question,
+                    float *logits, char answer[CAIRN_RECALL_DIGITS + 1], double *seconds)
+{
+    bench_stream stream = {0};
+    size_t n = 0;
+    uint64_t start = cli_now_ns();
+    int code = read_text(r, text, &stream);
+    uint64_t read = cli_now_ns();
+    if (code < 0) {
+        cairn_token *tokens = bench_encode(&r->b, false, question->text, strlen(question->text), &n);
+        cairn_status st = CAIRN_OK;
+        if (tokens == NULL)
+            code = EXIT_FAILED;
+        else if ((st = answer_to(&r->b, stream.runtime, tokens, n, logits, answer)) != CAIRN_OK)
+            code = cli_fail_status(r->b.c, st);
+        free(tokens);
+    }
+    bench_stream_end(&stream);
+    of->seconds += (double)(read - start) * 1e-9;
+    *seconds += (double)(cli_now_ns() - read) * 1e-9;
+    return code < 0 ? bench_stopped(&r->b) : code;
+}
+
 static void count(tally *t, const cell *of, uint32_t text, const cairn_recall_question *q, const char *answer)
 {
     size_t tenth = (size_t)(q->at * DECILES / of->text_bytes);
@@ -239,7 +288,7 @@ static int run_text(run_state *r, cell *of, uint32_t number, float *logits)
     cairn_recall_options opt = recall_options(of, number);
     cairn_status st = cairn_recall_text_new(r->b.corpus, &opt, &text);
     if (st != CAIRN_OK) return cli_fail_status(r->b.c, st);
-    int code = ingest(r, of, text);
+    int code = dense(r) ? -1 : ingest(r, of, text);
     size_t others = cairn_recall_text_questions(text) - 1;
     size_t asks = of->distractors == 0 ? 1 : flags.asks < others + 1 ? flags.asks : others + 1;
     for (size_t a = 0; code < 0 && a < asks; a++) {
@@ -248,7 +297,9 @@ static int run_text(run_state *r, cell *of, uint32_t number, float *logits)
         const cairn_recall_question *q = cairn_recall_text_question(text, which);
         for (size_t k = 0; code < 0 && k < r->n_k; k++) {
             char answer[CAIRN_RECALL_DIGITS + 1] = "";
-            code = ask(r, q, r->top_k[k], logits, answer, &of->of_k[k].seconds);
+            double *seconds = &of->of_k[k].seconds;
+            code = dense(r) ? ask_anew(r, of, text, q, logits, answer, seconds)
+                            : ask(r, q, r->top_k[k], logits, answer, seconds);
             if (code < 0) count(&of->of_k[k], of, number, q, answer);
         }
     }
@@ -290,7 +341,9 @@ static double percent(uint64_t right, uint64_t asked)
 
 static void k_words(const run_state *r, size_t k, human *out)
 {
-    if (flags.no_retrieval)
+    if (dense(r))
+        snprintf(out->text, sizeof out->text, "-");
+    else if (flags.no_retrieval)
         snprintf(out->text, sizeof out->text, "none");
     else
         bench_k(out, r->top_k[k]);
@@ -363,15 +416,16 @@ static json_t *cells_json(const run_state *r)
             for (size_t d = 0; d < DECILES; d++)
                 json_array_append_new(depths, json_pack("{s:o, s:o}", "asked", json_count(n->asked_at[d]), "right",
                                                         json_count(n->right_at[d])));
-            json_t *one = json_pack(
-                "{s:o, s:o, s:s, s:o, s:o, s:o, s:o, s:o, s:o}", "text_bytes", json_count(of->text_bytes), "tokens",
-                json_count(of->tokens), "kind", of->distractors == 0 ? "plain" : "named", "distractors",
-                json_count(of->distractors), "top_k", bench_k_json(r->top_k[k]), "texts", json_count(of->texts),
-                "asked", json_count(n->asked), "right", json_count(n->right), "digits_right", json_count(n->digits));
+            json_t *one =
+                json_pack("{s:o, s:o, s:s, s:o, s:o, s:o, s:o, s:o, s:o}", "text_bytes", json_count(of->text_bytes),
+                          "tokens", json_count(of->tokens), "kind", of->distractors == 0 ? "plain" : "named",
+                          "distractors", json_count(of->distractors), "top_k",
+                          dense(r) ? json_null() : bench_k_json(r->top_k[k]), "texts", json_count(of->texts), "asked",
+                          json_count(n->asked), "right", json_count(n->right), "digits_right", json_count(n->digits));
             json_t *more =
                 json_pack("{s:f, s:[f,f], s:b, s:f, s:f, s:o, s:O}", "percent", percent(n->right, n->asked),
-                          "interval_percent", 100 * low, 100 * high, "retrieval", !flags.no_retrieval, "text_seconds",
-                          of->texts > 0 ? of->seconds / (double)of->texts : 0.0, "question_seconds",
+                          "interval_percent", 100 * low, 100 * high, "retrieval", !dense(r) && !flags.no_retrieval,
+                          "text_seconds", of->texts > 0 ? of->seconds / (double)of->texts : 0.0, "question_seconds",
                           n->asked > 0 ? n->seconds / (double)n->asked : 0.0, "by_depth", depths, "wrong", n->wrong);
             json_object_update(one, more);
             json_decref(more);
@@ -385,7 +439,7 @@ static int run(cli *c, int argc, char **argv)
 {
     static run_state r; /* its label is pointed into */
     if (flags.no_retrieval && flags.top_k.n > 0) return cli_usage(c, "--no-retrieval and --top-k exclude each other");
-    int code = bench_begin(c, &flags.bench, true, argc, argv, &r.b);
+    int code = bench_begin(c, &flags.bench, false, argc, argv, &r.b);
     if (code < 0) code = plan(&r);
     if (code < 0) code = measure(&r);
     if (r.b.texts_done > 0 && !c->json) { /* what was found before Ctrl-C is shown too */
@@ -416,7 +470,8 @@ const cli_command command_bench_passkey = {
         "asks for the digits, greedily: right is what has all five. Each question is a stream of its own over the\n"
         "stored text. --top-k, --mass, --scope and --window are those of the questions; texts are ingested with the\n"
         "model's own policy, as 'cairn ingest' does. With --no-retrieval neither sees more than the window, which a\n"
-        "key is in only by chance: what is found then was found without memory.\n"
+        "key is in only by chance: what is found then was found without memory. A model without landmarks reads text\n"
+        "and question in memory, once for each question, and attends to all of it.\n"
         "\n"
         "The interval is Wilson's, of questions taken as independent. The columns text and question are mean times:\n"
         "a text from its first token to its index, a question from the opening of its session to its last digit.",

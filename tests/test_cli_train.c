@@ -159,6 +159,33 @@ static void a_model_of_others_is_trained_on_with_its_own_tokenizer(void **state)
     free(more);
 }
 
+/* Its attention is known to `bench ppl` alone: the others must not run it as if it saw everything. */
+static void a_transformer_xl_is_refused_where_its_segments_are_not_followed(void **state)
+{
+    fixture *fx = *state;
+    write_plan(fx, "\"block_tokens\"", "\"attention\": \"xl\", \"segment\": 32, \"block_tokens\"");
+    assert_code(cairn_run("train", "-p", fx->plan, "-c", fx->text, "-o", fx->model, "--steps", "1"), 0);
+    char *ids = test_path(fx->dir, "ids.json");
+    json_t *tokens = json_array();
+    for (int i = 0; i < 64; i++) json_array_append_new(tokens, json_integer(65 + i % 3));
+    assert_int_equal(json_dump_file(tokens, ids, 0), 0);
+    assert_code(cairn_run("logits", "-m", fx->model, "--tokens", ids), 0);
+    json_array_append_new(tokens, json_integer(65));
+    assert_int_equal(json_dump_file(tokens, ids, 0), 0);
+    const outcome *o = cairn_run("logits", "-m", fx->model, "--tokens", ids);
+    assert_code(o, 1);
+    assert_says(o->err, "beyond two segments of 32 slots");
+    assert_says(o->err, "65 tokens are too many");
+    o = cairn_run("bench", "passkey", "-m", fx->model, "-c", fx->text, "--held-out", "1");
+    assert_code(o, 1);
+    assert_says(o->err, "Transformer-XL over segments of 32 slots");
+    assert_code(cairn_run("bench", "ppl", "-m", fx->model, "-c", fx->text, "--held-out", "1", "--length", "100",
+                          "--texts", "1"),
+                0);
+    json_decref(tokens);
+    free(ids);
+}
+
 static void ctrl_c_leaves_a_checkpoint_to_go_on_from(void **state)
 {
     fixture *fx = *state;
@@ -235,6 +262,7 @@ int main(void)
         with_fixture(a_run_in_two_halves_gives_the_file_of_a_whole_one),
         with_fixture(the_log_has_a_line_of_json_for_each_report),
         with_fixture(a_model_of_others_is_trained_on_with_its_own_tokenizer),
+        with_fixture(a_transformer_xl_is_refused_where_its_segments_are_not_followed),
         with_fixture(ctrl_c_leaves_a_checkpoint_to_go_on_from),
         with_fixture(what_cannot_be_trained_is_refused_in_words),
     };

@@ -35,17 +35,6 @@ static bool has_spare_landmark(const cairn_model *model)
            v->kinds[last] == TOKEN_CONTROL && gguf_text_is(v->pieces[last], "<landmark>");
 }
 
-static cairn_train_shape shape_without_landmarks(const cairn_model *model)
-{
-    return (cairn_train_shape){.attention = model->shape,
-                               .vocab = model->info.vocab,
-                               .width = model->info.width,
-                               .hidden = model->info.hidden,
-                               .norm_eps = model->norm_eps,
-                               .qk_norm = model->layers[0].q_norm != NULL,
-                               .tied = model->output.data == model->embedding.data};
-}
-
 /* flags (layers) of the numbers in `landmarks`. */
 static cairn_status mark_local(const cairn_train_landmarks *landmarks, uint32_t layers, uint8_t *flags)
 {
@@ -99,7 +88,9 @@ cairn_status cairn_train_adapt_layout(const cairn_model *model, const cairn_trai
         if ((st = cairn_train_shape_of(model, &shape)) != CAIRN_OK) goto out;
         if (landmarks != NULL && (st = check_own(model, landmarks, local)) != CAIRN_OK) goto out;
     } else {
-        shape = shape_without_landmarks(model);
+        if ((st = cairn_train_shape_of(model, &shape)) != CAIRN_OK) goto out;
+        shape.mode = CAIRN_TRAIN_LANDMARK;
+        shape.segment = 0;
         shape.vocab += has_spare_landmark(model) ? 0 : 1;
         shape.attention.scheme = CAIRN_POSITION_CLAMPED;
         shape.attention.block_tokens = chosen->block_tokens;
@@ -123,7 +114,10 @@ cairn_token cairn_train_adapt_landmark(const cairn_train_layout *layout, const c
 /* Is `layout` what cairn_train_adapt_layout makes of `model`? */
 static cairn_status check_fit(const cairn_train_layout *layout, const cairn_model *model)
 {
-    const cairn_train_shape theirs = shape_without_landmarks(model), *ours = &layout->shape;
+    cairn_train_shape theirs;
+    cairn_status st = cairn_train_shape_of(model, &theirs);
+    if (st != CAIRN_OK) return st;
+    const cairn_train_shape *ours = &layout->shape;
     const cairn_attention_shape *x = &ours->attention, *y = &theirs.attention;
     const uint32_t tokens = theirs.vocab + (model->info.landmark >= 0 || has_spare_landmark(model) ? 0 : 1);
     const uint32_t rope_dims = x->rope_dims != 0 ? x->rope_dims : x->head_dim;

@@ -97,6 +97,11 @@ static int compute(cli *c, const model_ref *model, const cairn_token *tokens, si
 {
     enum { PIECE = 64 }; /* logits of a piece are (PIECE, vocab) */
     const uint32_t vocab = model->info.vocab, top_n = flags.top < vocab ? flags.top : vocab;
+    if (model->info.xl_segment > 0 && n > 2 * (size_t)model->info.xl_segment)
+        return cli_fail(c, EXIT_FAILED,
+                        "'%s' was trained as Transformer-XL: beyond two segments of %u slots a row no longer sees all "
+                        "before it, as it would here; %zu tokens are too many ('cairn bench ppl' follows segments)",
+                        flags.model, model->info.xl_segment, n);
     cairn_attention_shape shape = *model->shape;
     shape.scheme = CAIRN_POSITION_DENSE;
     cairn_session_options opt;

@@ -130,13 +130,11 @@ cairn_status cairn_index_scratch_new(cairn_index_scratch **out)
 static void scratch_wipe(cairn_index_scratch *scratch)
 {
     cairn_free(scratch->image);
-    cairn_free(scratch->plain);
     cairn_free(scratch->scale);
     cairn_free(scratch->scores);
     cairn_free(scratch->over);
     cairn_free(scratch->wide);
     scratch->image = NULL;
-    scratch->plain = NULL;
     scratch->scale = NULL;
     scratch->scores = NULL;
     scratch->over = NULL;
@@ -158,13 +156,12 @@ static cairn_status scratch_reserve(cairn_index_scratch *scratch, const cairn_ro
     if (scratch->dim < rows->dim) {
         scratch_wipe(scratch);
         scratch->image = cairn_calloc(CAIRN_SCAN_BATCH, rows->image_dim);
-        scratch->plain = cairn_calloc(CAIRN_SCAN_BATCH, rows->image_dim);
         scratch->scale = cairn_calloc(CAIRN_SCAN_BATCH, sizeof *scratch->scale);
         scratch->scores = cairn_alloc_array(2 * CAIRN_SCAN_TOGETHER * CAIRN_SCORE_ROW, sizeof *scratch->scores);
         scratch->over = cairn_alloc_array(CAIRN_SPAN_ROWS, sizeof *scratch->over);
         scratch->wide = cairn_alloc_array((CAIRN_EXACT_ROWS + 1) * (size_t)rows->dim, sizeof *scratch->wide);
-        if (scratch->image == NULL || scratch->plain == NULL || scratch->scale == NULL || scratch->scores == NULL ||
-            scratch->over == NULL || scratch->wide == NULL) {
+        if (scratch->image == NULL || scratch->scale == NULL || scratch->scores == NULL || scratch->over == NULL ||
+            scratch->wide == NULL) {
             scratch_wipe(scratch);
             return cairn_fail(CAIRN_NO_MEMORY, "search scratch for %u dimensions", rows->dim);
         }

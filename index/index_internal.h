@@ -192,7 +192,6 @@ typedef struct cairn_scan_query {
 struct cairn_index_scratch {
     cairn_scan_query query[CAIRN_SCAN_BATCH];
     int8_t *image;  /* (CAIRN_SCAN_BATCH, image_dim), for upper bounds */
-    int8_t *plain;  /* the same for estimates */
     float *scale;   /* (CAIRN_SCAN_BATCH) */
     float *scores;  /* (2, CAIRN_SCAN_TOGETHER, CAIRN_SCORE_ROW) */
     uint32_t *over; /* (CAIRN_SPAN_ROWS) */

@@ -35,7 +35,6 @@ void cairn_scan_prepare(const cairn_rows *rows, cairn_index_scratch *scratch, si
             double miss = (double)query->q[j] - (double)scale * image[j];
             squares += miss * miss;
         }
-        memcpy(scratch->plain + i * rows->image_dim, image, rows->image_dim);
         double y1 = ceil((double)query->norm / (double)scale / CAIRN_SLACK_STEP * 1.000001);
         double y2 = ceil(sqrt(squares) / (double)scale * CAIRN_SLACK_STEP * 1.000001);
         query->exact = !(y1 <= 127 && y2 <= 127); /* only if made to be awkward, in 250 dimensions or more */
@@ -105,11 +104,10 @@ static void scan_image(const cairn_rows *rows, cairn_index_scratch *scratch, siz
         bool mass = scratch->query[first].choice.want_mass; /* all of a batch or none */
         size_t group = (low - chunk_first) / CAIRN_SCAN_GROUP;
         size_t groups = (high - chunk_first + CAIRN_SCAN_GROUP - 1) / CAIRN_SCAN_GROUP - group;
-        for (int plain = 0; plain <= mass; plain++)
-            rows->kernels->scan_i8(chunk->image, chunk->scale, chunk->sum, group, groups, rows->image_dim,
-                                   (plain ? scratch->plain : scratch->image) + first * rows->image_dim,
-                                   scratch->scale + first, last - first + 1, plain ? estimates : scratch->scores,
-                                   CAIRN_SCORE_ROW);
+        /* An estimate is an upper bound without the slack, which stands in the last four elements. */
+        rows->kernels->scan_i8(chunk->image, chunk->scale, chunk->sum, group, groups, rows->image_dim,
+                               scratch->image + first * rows->image_dim, scratch->scale + first, last - first + 1,
+                               scratch->scores, mass ? estimates : NULL, CAIRN_SCORE_ROW);
         for (size_t j = first; j <= last; j++) {
             cairn_scan_query *query = &scratch->query[j];
             size_t a;

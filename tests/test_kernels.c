@@ -509,24 +509,31 @@ static void scan_scores_are_the_exact_integer_sums_in_every_table(void **state)
                         sums[row] += data[row / 16 * 16 * dim + j / 4 * 64 + row % 16 * 4 + j % 4];
                 test_random_fill(&r, q_scale, nq);
                 size_t first = test_random_below(&r, (uint32_t)groups), n = groups - first, ld = 16 * n + 3;
-                float *scores = malloc(nq * ld * sizeof *scores);
-                for (size_t i = 0; i < nq * ld; i++) scores[i] = 77;
-                k->scan_i8(data, scale, d % 2 ? NULL : sums, first, n, dim, q, q_scale, nq, scores, ld);
+                float *scores = malloc(nq * ld * sizeof *scores), *less = malloc(nq * ld * sizeof *less);
+                bool both = (d + m) % 3 != 0;
+                for (size_t i = 0; i < nq * ld; i++) scores[i] = less[i] = 77;
+                k->scan_i8(data, scale, d % 2 ? NULL : sums, first, n, dim, q, q_scale, nq, scores, both ? less : NULL,
+                           ld);
                 for (size_t i = 0; i < nq; i++)
                     for (size_t c = 0; c < ld; c++) {
                         if (c >= 16 * n) { /* between rows of scores nothing is written */
                             assert_int_equal(bits_of(scores[i * ld + c]), bits_of(77.0f));
+                            assert_int_equal(bits_of(less[i * ld + c]), bits_of(77.0f));
                             continue;
                         }
                         size_t row = 16 * first + c;
-                        int64_t sum = 0;
-                        for (size_t j = 0; j < dim; j++)
+                        int64_t sum = 0, before = 0; /* the last four dims */
+                        for (size_t j = 0; j < dim; j++) {
+                            if (j == dim - 4) before = sum;
                             sum +=
                                 (int64_t)data[row / 16 * 16 * dim + j / 4 * 64 + row % 16 * 4 + j % 4] * q[i * dim + j];
-                        float scaled = (float)sum * scale[row];
+                        }
+                        float scaled = (float)before * scale[row];
+                        assert_int_equal(bits_of(less[i * ld + c]), bits_of(both ? scaled * q_scale[i] : 77.0f));
+                        scaled = (float)sum * scale[row];
                         assert_int_equal(bits_of(scores[i * ld + c]), bits_of(scaled * q_scale[i]));
                     }
-                free(scores), free(sums), free(q_scale);
+                free(scores), free(less), free(sums), free(q_scale);
                 guarded_free(&gr), guarded_free(&gq), guarded_free(&gs);
             }
         }

@@ -12,34 +12,50 @@ enum {
     SCAN_AHEAD_BYTES = 4096
 };
 
+/* Four dims of 16 rows (64 bytes) times those of the queries, onto their sums. */
+INLINE void scan_quad(const int NQ, const int8_t *at, size_t j, const int32_t (*even)[SCAN_DIM_MAX / 4],
+                      const int32_t (*odd)[SCAN_DIM_MAX / 4], vi *sum)
+{
+#pragma GCC unroll 2
+    for (int h = 0; h < NV; h++) {
+        vi x = vi_load(at + h * VL * 4), x_even = vi_even_bytes(x), x_odd = vi_odd_bytes(x);
+#pragma GCC unroll 8
+        for (int i = 0; i < NQ; i++) {
+            vi s = vi_madd(x_even, vi_set(even[i][j]), sum[i * NV + h]);
+            sum[i * NV + h] = vi_madd(x_odd, vi_set(odd[i][j]), s);
+        }
+    }
+}
+
+INLINE void scan_store(const int NQ, const vi *sum, const float *row_scale, const float *q_scale, float *scores,
+                       size_t ld)
+{
+#pragma GCC unroll 8
+    for (int i = 0; i < NQ; i++)
+#pragma GCC unroll 2
+        for (int h = 0; h < NV; h++) {
+            vf scaled = v_mul(vi_to_f32(sum[i * NV + h]), v_load(row_scale + h * VL));
+            v_store(scores + (size_t)i * ld + h * VL, v_mul(scaled, v_set(q_scale[i])));
+        }
+}
+
 INLINE void scan_queries(const int NQ, const int8_t *rows, const float *row_scale, size_t groups, size_t dim,
                          const int32_t (*even)[SCAN_DIM_MAX / 4], const int32_t (*odd)[SCAN_DIM_MAX / 4],
-                         const float *q_scale, float *scores, size_t ld)
+                         const float *q_scale, float *scores, float *less, size_t ld)
 {
-    for (size_t g = 0; g < groups; g++, rows += 16 * dim, row_scale += 16, scores += 16) {
+    const size_t last = dim / 4 - 1;
+    for (size_t g = 0; g < groups; g++, rows += 16 * dim, row_scale += 16) {
         vi sum[SCAN_QUERIES * NV];
 #pragma GCC unroll 16
         for (int i = 0; i < NQ * NV; i++) sum[i] = vi_zero();
-        for (size_t j = 0; j < dim / 4; j++) {
-            const int8_t *at = rows + j * 64;
-            _mm_prefetch((const char *)at + SCAN_AHEAD_BYTES, _MM_HINT_T0);
-#pragma GCC unroll 2
-            for (int h = 0; h < NV; h++) {
-                vi x = vi_load(at + h * VL * 4), x_even = vi_even_bytes(x), x_odd = vi_odd_bytes(x);
-#pragma GCC unroll 8
-                for (int i = 0; i < NQ; i++) {
-                    vi s = vi_madd(x_even, vi_set(even[i][j]), sum[i * NV + h]);
-                    sum[i * NV + h] = vi_madd(x_odd, vi_set(odd[i][j]), s);
-                }
-            }
+        for (size_t j = 0; j < last; j++) {
+            _mm_prefetch((const char *)rows + j * 64 + SCAN_AHEAD_BYTES, _MM_HINT_T0);
+            scan_quad(NQ, rows + j * 64, j, even, odd, sum);
         }
-#pragma GCC unroll 8
-        for (int i = 0; i < NQ; i++)
-#pragma GCC unroll 2
-            for (int h = 0; h < NV; h++) {
-                vf scaled = v_mul(vi_to_f32(sum[i * NV + h]), v_load(row_scale + h * VL));
-                v_store(scores + (size_t)i * ld + h * VL, v_mul(scaled, v_set(q_scale[i])));
-            }
+        _mm_prefetch((const char *)rows + last * 64 + SCAN_AHEAD_BYTES, _MM_HINT_T0);
+        if (less != NULL) scan_store(NQ, sum, row_scale, q_scale, less + g * 16, ld);
+        scan_quad(NQ, rows + last * 64, last, even, odd, sum);
+        scan_store(NQ, sum, row_scale, q_scale, scores + g * 16, ld);
     }
 }
 
@@ -50,7 +66,7 @@ INLINE int32_t scan_pair(int8_t a, int8_t b)
 }
 
 static void scan_i8(const int8_t *rows, const float *row_scale, const int32_t *row_sum, size_t group, size_t groups,
-                    size_t dim, const int8_t *q, const float *q_scale, size_t nq, float *scores, size_t ld)
+                    size_t dim, const int8_t *q, const float *q_scale, size_t nq, float *scores, float *less, size_t ld)
 {
     (void)row_sum;
     assert(dim % 4 == 0 && dim <= SCAN_DIM_MAX);
@@ -67,14 +83,14 @@ static void scan_i8(const int8_t *rows, const float *row_scale, const int32_t *r
                 odd[i][j] = scan_pair(at[1], at[3]);
             }
         const float *scales = q_scale + first;
-        float *to = scores + first * ld;
+        float *to = scores + first * ld, *less_to = less != NULL ? less + first * ld : NULL;
         if (some == SCAN_QUERIES)
-            scan_queries(SCAN_QUERIES, rows, row_scale, groups, dim, even, odd, scales, to, ld);
+            scan_queries(SCAN_QUERIES, rows, row_scale, groups, dim, even, odd, scales, to, less_to, ld);
         else if (some == 4)
-            scan_queries(4, rows, row_scale, groups, dim, even, odd, scales, to, ld);
+            scan_queries(4, rows, row_scale, groups, dim, even, odd, scales, to, less_to, ld);
         else if (some == 2)
-            scan_queries(2, rows, row_scale, groups, dim, even, odd, scales, to, ld);
+            scan_queries(2, rows, row_scale, groups, dim, even, odd, scales, to, less_to, ld);
         else
-            scan_queries(1, rows, row_scale, groups, dim, even, odd, scales, to, ld);
+            scan_queries(1, rows, row_scale, groups, dim, even, odd, scales, to, less_to, ld);
     }
 }

@@ -227,17 +227,22 @@ static void ref_tile_attend(const cairn_tile *tile, size_t nq, const float *cons
 /* ---- int8 scan ---- */
 
 static void ref_scan_i8(const int8_t *rows, const float *row_scale, const int32_t *row_sum, size_t group, size_t groups,
-                        size_t dim, const int8_t *q, const float *q_scale, size_t nq, float *scores, size_t ld)
+                        size_t dim, const int8_t *q, const float *q_scale, size_t nq, float *scores, float *less,
+                        size_t ld)
 {
     (void)row_sum;
     for (size_t i = 0; i < nq; i++)
         for (size_t g = 0; g < groups; g++)
             for (size_t r = 0; r < CAIRN_SCAN_GROUP; r++) {
                 const int8_t *at = rows + (group + g) * CAIRN_SCAN_GROUP * dim + r * 4;
+                const float scale = row_scale[(group + g) * CAIRN_SCAN_GROUP + r];
+                const size_t to = i * ld + g * CAIRN_SCAN_GROUP + r;
                 int32_t sum = 0;
-                for (size_t j = 0; j < dim; j++) sum += at[j / 4 * 64 + j % 4] * q[i * dim + j];
-                float scaled = (float)sum * row_scale[(group + g) * CAIRN_SCAN_GROUP + r];
-                scores[i * ld + g * CAIRN_SCAN_GROUP + r] = scaled * q_scale[i];
+                for (size_t j = 0; j < dim; j++) {
+                    if (j + 4 == dim && less != NULL) less[to] = (float)sum * scale * q_scale[i];
+                    sum += at[j / 4 * 64 + j % 4] * q[i * dim + j];
+                }
+                scores[to] = (float)sum * scale * q_scale[i];
             }
 }
 

@@ -6,7 +6,7 @@
 set -euo pipefail
 
 build="build-essential cmake pkgconf liblmdb-dev libfaiss-dev libopenblas-dev libxxhash-dev libjansson-dev liburing-dev"
-test="libcmocka-dev"
+test="libcmocka-dev gnuplot-nox"
 lint="clang-format clang-tidy"
 
 [ $# -gt 0 ] || set -- build test lint

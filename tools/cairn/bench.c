@@ -1,44 +1,26 @@
 /* bench.c - `cairn bench NAME`: the benches there are, and what they share (bench.h). */
 #include "bench.h"
+#include "machine.h"
+#include "scratch.h"
 
-#include <errno.h>
-#include <ftw.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 /* ---- the store of a run ---- */
 
-static int remove_one(const char *path, const struct stat *st, int type, struct FTW *at)
-{
-    (void)st, (void)type, (void)at;
-    remove(path);
-    return 0;
-}
-
 static int make_store(bench *b)
 {
-    const char *below = b->flags->dir;
-    if (below == NULL) below = getenv("TMPDIR");
-    if (below == NULL || below[0] == 0) below = "/tmp";
-    char *path = NULL;
-    if (asprintf(&path, "%s/cairn-bench-XXXXXX", below) < 0) return cli_fail(b->c, EXIT_FAILED, "out of memory");
-    if (mkdtemp(path) == NULL) {
-        int code =
-            cli_fail(b->c, EXIT_FAILED, "cannot make a directory for the store in '%s': %s", below, strerror(errno));
-        free(path);
-        return code;
-    }
-    b->dir = path;
+    int code = scratch_make(b->c, b->flags->dir, &b->dir);
+    if (code >= 0) return code;
     cairn_store_options opt;
     cairn_store_options_init(&opt, sizeof opt);
     opt.create = true;
     opt.no_sync = true; /* nobody will want it after a power cut */
     opt.model = b->model.id;
     cairn_model_geometry(b->model.model, (cairn_dtype)b->flags->dtype, &opt.geometry);
-    cairn_status st = cairn_store_open(path, &opt, &b->store);
+    cairn_status st = cairn_store_open(b->dir, &opt, &b->store);
     return st == CAIRN_OK ? -1 : cli_fail_status(b->c, st);
 }
 
@@ -79,8 +61,7 @@ int bench_begin(cli *c, const bench_flags *flags, bool landmarks, int argc, char
 void bench_end(bench *b)
 {
     cairn_store_close(b->store);
-    if (b->dir != NULL) nftw(b->dir, remove_one, 16, FTW_DEPTH | FTW_PHYS);
-    free(b->dir);
+    scratch_remove(b->dir);
     cairn_corpus_close(b->corpus);
     model_close(&b->model);
 }
@@ -218,44 +199,28 @@ json_t *bench_k_json(uint64_t top_k)
     return top_k == CAIRN_TOP_K_ALL ? json_string("all") : json_count(top_k);
 }
 
-/* The first "model name" of /proc/cpuinfo, "unknown" where there is none. */
-static void processor_name(char *out, size_t cap)
-{
-    FILE *f = fopen("/proc/cpuinfo", "re");
-    char line[256];
-    snprintf(out, cap, "unknown");
-    while (f != NULL && fgets(line, sizeof line, f) != NULL) {
-        if (strncmp(line, "model name", 10) != 0 || strchr(line, ':') == NULL) continue;
-        const char *name = strchr(line, ':') + 1;
-        name += strspn(name, " \t");
-        snprintf(out, cap, "%.*s", (int)strcspn(name, "\n"), name);
-        break;
-    }
-    if (f != NULL) fclose(f);
-}
-
 void bench_print_head(const bench *b)
 {
     if (b->c->quiet) return;
     human held;
-    char processor[128];
-    processor_name(processor, sizeof processor);
+    char line[512];
+    machine m;
+    machine_read(&m, b->dir != NULL ? b->dir : ".");
     printf("model    %s: %s, %.2f M parameters\n", b->flags->model, b->model.info.name,
            (double)b->model.info.parameters * 1e-6);
     printf("corpus   %zu files, %s held out; seed %u\n", cairn_corpus_files(b->corpus),
            human_bytes(&held, b->held_bytes), b->flags->seed);
-    printf("machine  %s, %ld cores, %u threads, %s kernels\n\n", processor, sysconf(_SC_NPROCESSORS_ONLN),
-           b->machine.threads, b->machine.kernels != NULL ? b->machine.kernels : "no");
+    printf("machine  %s, %u threads, %s kernels\n\n", machine_line(&m, line), b->machine.threads,
+           b->machine.kernels != NULL ? b->machine.kernels : "no");
 }
 
 json_t *bench_json(const bench *b, const char *name, json_t *cells)
 {
-    char processor[128];
-    processor_name(processor, sizeof processor);
-    json_t *machine = json_pack("{s:o, s:i, s:i, s:s, s:o}", "processor", json_bytes(processor, strlen(processor)),
-                                "cores", (int)sysconf(_SC_NPROCESSORS_ONLN), "threads", (int)b->machine.threads,
-                                "kernels", b->machine.kernels != NULL ? b->machine.kernels : "", "free_ram_bytes",
-                                json_count(cairn_free_ram_bytes()));
+    machine m;
+    machine_read(&m, b->dir != NULL ? b->dir : ".");
+    json_t *about = machine_json(&m);
+    json_object_set_new(about, "threads", json_count(b->machine.threads));
+    json_object_set_new(about, "kernels", json_string(b->machine.kernels != NULL ? b->machine.kernels : ""));
     char print[20];
     snprintf(print, sizeof print, "%016llx", (unsigned long long)b->model.id.fingerprint);
     json_t *model = json_pack("{s:o, s:o, s:s, s:o}", "file", json_bytes(b->flags->model, strlen(b->flags->model)),
@@ -268,23 +233,25 @@ json_t *bench_json(const bench *b, const char *name, json_t *cells)
                         : json_pack("{s:s, s:s, s:s}", "dtype", cairn_dtype_name((cairn_dtype)b->flags->dtype), "index",
                                     b->machine.index, "fetch", b->machine.fetch_reason);
     return json_pack("{s:s, s:s, s:o, s:o, s:o, s:o, s:I, s:f, s:o, s:o}", "bench", name, "version", cairn_version(),
-                     "machine", machine, "model", model, "corpus", corpus, "store", store, "seed",
+                     "machine", about, "model", model, "corpus", corpus, "store", store, "seed",
                      (json_int_t)b->flags->seed, "seconds", (double)(cli_now_ns() - b->start_ns) * 1e-9,
                      "peak_rss_bytes", json_count(cairn_peak_rss_bytes()), "cells", cells);
 }
 
 /* ---- the benches ---- */
 
-static const cli_command *const benches[] = {&command_bench_passkey, &command_bench_ppl};
+static const cli_command *const benches[] = {&command_bench_passkey, &command_bench_ppl, &command_bench_fetch};
 
 const cli_command command_bench = {
     .name = "bench",
-    .summary = "figures of a model over a real store: keys found, bits per byte",
+    .summary = "figures: keys found, bits per byte, the memory hierarchy against its limits",
     .usage = "NAME [options]",
-    .about = "Measures a model the way it is used: texts it was not trained on go into a store of their own, which is\n"
-             "removed afterwards, and are read back through index and session. A table for people; --json holds\n"
-             "every cell of it, the machine and the seed.",
-    .example = "  cairn bench passkey -m models/cairn-tiny-f16.gguf --held-out 1 --corpus /usr/share/doc --texts 20",
+    .about =
+        "Measures a model the way it is used, and the memory hierarchy against what the machine can do. Stores are\n"
+        "made for the run and removed afterwards. A table for people; --json holds every cell of it, the machine and\n"
+        "the seed.",
+    .example = "  cairn bench passkey -m models/cairn-tiny-f16.gguf --held-out 1 --corpus /usr/share/doc --texts 20\n"
+               "  cairn bench fetch --size 256M --plot fetch.svg",
     .members = benches,
     .n_members = CLI_COUNT_OF(benches),
 };

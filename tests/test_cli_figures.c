@@ -1,0 +1,185 @@
+/* test_cli_figures.c - `cairn bench` on the memory hierarchy, at sizes that take seconds: what is counted is what had
+ * to be, reports are whole, plots are drawn, nothing is left behind.
+ */
+#include "command.h"
+
+#include <dirent.h>
+#include <sys/stat.h>
+
+static struct {
+    char *dir, *stores, *plot;
+} fx;
+
+static int set_up(void **state)
+{
+    (void)state;
+    fx.dir = test_make_dir();
+    fx.stores = test_path(fx.dir, "stores");
+    fx.plot = test_path(fx.dir, "it's a \"plot\".svg");
+    assert_int_equal(mkdir(fx.stores, 0700), 0);
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    (void)state;
+    command_done();
+    free(fx.stores);
+    free(fx.plot);
+    test_remove_dir(fx.dir);
+    return 0;
+}
+
+static void assert_nothing_is_left(void)
+{
+    DIR *d = opendir(fx.stores);
+    assert_non_null(d);
+    for (const struct dirent *e; (e = readdir(d)) != NULL;)
+        if (e->d_name[0] != '.') fail_msg("'%s' was left behind", e->d_name);
+    closedir(d);
+}
+
+/* The JSON answer, its frame checked. */
+static json_t *report(const outcome *o, const char *name)
+{
+    assert_code(o, 0);
+    json_t *root = command_json(o);
+    assert_string_equal(json_text(root, "bench"), name);
+    const json_t *about = json_object_get(root, "machine");
+    assert_true(json_number(about, "cores") >= 1);
+    assert_true(json_number(about, "ram_bytes") > 1 << 20);
+    assert_true(strlen(json_text(about, "processor")) > 0);
+    assert_says(json_text(about, "kernel"), "Linux");
+    assert_true(strstr(json_text(about, "file_system"), " on ") != NULL);
+    assert_true(json_array_size(json_object_get(root, "cells")) > 0);
+    assert_nothing_is_left();
+    return root;
+}
+
+/* The n-th cell whose `key` is that text. */
+static const json_t *cell_where(const json_t *root, const char *key, const char *value, size_t n)
+{
+    size_t i;
+    const json_t *cell;
+    json_array_foreach(json_object_get(root, "cells"), i, cell)
+    {
+        const char *is = json_string_value(json_object_get(cell, key));
+        if (is != NULL && strcmp(is, value) == 0 && n-- == 0) return cell;
+    }
+    fail_msg("no cell where %s is '%s'", key, value);
+    return NULL;
+}
+
+static double real_of(const json_t *object, const char *key)
+{
+    const json_t *value = json_object_get(object, key);
+    if (!json_is_real(value)) fail_msg("'%s' is not a number of the JSON answer", key);
+    return json_real_value(value);
+}
+
+/* Samples: as many as repeats, in order. Returns the median. */
+static double assert_samples(const json_t *object, const char *key, long long n)
+{
+    const json_t *s = json_object_get(object, key);
+    assert_int_equal(json_number(s, "n"), n);
+    static const char *const order[] = {"min", "q1", "median", "q3", "max"};
+    for (size_t i = 0; i + 1 < sizeof order / sizeof *order; i++)
+        assert_true(real_of(s, order[i]) <= real_of(s, order[i + 1]));
+    return real_of(s, "median");
+}
+
+static void assert_plot(const char *series)
+{
+    size_t bytes = 0;
+    char *svg = test_read_file(fx.plot, &bytes);
+    assert_non_null(svg);
+    assert_says(svg, "<svg");
+    assert_says(svg, "</svg>");
+    assert_says(svg, series);
+    free(svg);
+}
+
+/* ---- fetch ---- */
+
+#define FETCH(...)                                                                                                     \
+    cairn_run("bench", "fetch", "--dir", fx.stores, "--size", "6M", "--head-dim", "32", "--kv-heads", "4", "--batch",  \
+              "8,32", "--repeats", "3", __VA_ARGS__)
+
+static void a_cold_batch_comes_from_the_device_and_a_warm_one_does_not(void **state)
+{
+    static const char *const modes[] = {"read", "map"};
+    (void)state;
+    json_t *root = report(FETCH("--json", "--plot", fx.plot), "fetch");
+    bool counts = !json_is_null(json_object_get(cell_where(root, "way", "device", 0), "seconds"));
+    for (size_t b = 0; b < 2; b++)
+        for (size_t m = 0; m < 2; m++) {
+            char way[32];
+            snprintf(way, sizeof way, "%s cold", modes[m]);
+            const json_t *cold = cell_where(root, "way", way, b);
+            snprintf(way, sizeof way, "%s mixed", modes[m]);
+            const json_t *mixed = cell_where(root, "way", way, b);
+            snprintf(way, sizeof way, "%s warm", modes[m]);
+            const json_t *warm = cell_where(root, "way", way, b);
+            long long tiles = json_number(cold, "batch");
+            assert_int_equal(tiles, b == 0 ? 8 : 32);
+            assert_int_equal(json_number(cold, "tile_bytes"), 8192);
+            assert_int_equal(json_number(cold, "cold_bytes"), 3 * tiles * 8192);
+            assert_int_equal(json_number(mixed, "cold_bytes"), 3 * tiles / 2 * 8192);
+            assert_int_equal(json_number(warm, "cold_bytes"), 0);
+            assert_true(assert_samples(cold, "seconds", 3) > 0);
+            if (!counts) continue; /* a file system without a device, where the kernel counts nothing */
+            /* The kernel may keep a page that lies beside one of the tree. */
+            assert_true(json_number(cold, "device_read_bytes") >= json_number(cold, "cold_bytes") * 3 / 4);
+            assert_true(json_number(mixed, "device_read_bytes") >= json_number(mixed, "cold_bytes") * 3 / 4);
+            assert_true(json_number(warm, "device_read_bytes") < json_number(cold, "cold_bytes") / 4);
+        }
+    assert_plot("read cold");
+    json_decref(root);
+}
+
+static void a_table_names_machine_ways_and_the_device(void **state)
+{
+    (void)state;
+    const outcome *o = FETCH("--seed", "3");
+    assert_code(o, 0);
+    assert_says(o->out, "machine   ");
+    assert_says(o->out, "seed 3");
+    assert_says(o->out, "page faults");
+    assert_says(o->out, "of the device");
+    assert_nothing_is_left();
+}
+
+/* ---- what all share ---- */
+
+static void what_cannot_be_drawn_or_made_is_said_before_anything_runs(void **state)
+{
+    (void)state;
+    const outcome *o = FETCH("--plot", "/nowhere/at/all.svg");
+    assert_code(o, 1);
+    assert_says(o->err, "--plot: cannot write '/nowhere/at/all.svg'");
+    o = cairn_run("bench", "fetch", "--dir", "/nowhere/at/all");
+    assert_code(o, 1);
+    assert_says(o->err, "cannot make a directory for the store in '/nowhere/at/all'");
+    o = FETCH("--batch", "1000");
+    assert_code(o, 2);
+    assert_says(o->err, "fewer than a batch of 1000");
+
+    char *path = strdup(getenv("PATH"));
+    setenv("PATH", fx.dir, 1);
+    o = FETCH("--plot", fx.plot);
+    setenv("PATH", path, 1);
+    free(path);
+    assert_code(o, 1);
+    assert_says(o->err, "gnuplot cannot be run");
+    assert_nothing_is_left();
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_cold_batch_comes_from_the_device_and_a_warm_one_does_not),
+        cmocka_unit_test(a_table_names_machine_ways_and_the_device),
+        cmocka_unit_test(what_cannot_be_drawn_or_made_is_said_before_anything_runs),
+    };
+    return cmocka_run_group_tests(tests, set_up, tear_down);
+}

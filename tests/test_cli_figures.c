@@ -149,6 +149,40 @@ static void a_table_names_machine_ways_and_the_device(void **state)
     assert_nothing_is_left();
 }
 
+/* ---- decode ---- */
+
+#define WITH_TEXT "-m", DEMO_MODEL, "--held-out", "1", "--corpus", CAIRN_SOURCE_DIR "/src", "--dir", fx.stores
+
+static void a_step_reads_what_is_selected_whatever_is_stored(void **state)
+{
+    enum { C = 63, HEADS = 6, LAYERS = 3, PAYLOAD = 2 * 2 * C * 32 }; /* of the demo model; its first layer is local */
+    (void)state;
+    json_t *root = report(cairn_run("bench", "decode", WITH_TEXT, "--tokens", "1K,4K", "--steps", "10", "--cold", "2",
+                                    "--threads", "1", "--json", "--plot", fx.plot),
+                          "decode");
+    double tiles[2];
+    for (size_t i = 0; i < 2; i++) {
+        const json_t *cell = json_array_get(json_object_get(root, "cells"), i);
+        const json_t *warm = json_object_get(cell, "warm"), *cold = json_object_get(cell, "cold");
+        const json_t *dense = json_object_get(cell, "dense_attention");
+        long long blocks = (i == 0 ? 1024 : 4096) / C;
+        assert_int_equal(json_number(cell, "tokens"), blocks * C);
+        assert_samples(warm, "seconds", 10);
+        assert_samples(cold, "seconds", 2);
+        assert_samples(dense, "seconds", 5);
+        assert_int_equal(json_number(dense, "bytes"), blocks * HEADS * LAYERS * PAYLOAD);
+        tiles[i] = real_of(warm, "tiles");
+        /* Four retrieved blocks and one of the window for each head, and in the first layer the window alone; the
+         * session's own blocks come on top after a while. */
+        assert_true(tiles[i] >= HEADS * (LAYERS * 5) && tiles[i] <= HEADS * (LAYERS * 5 + 3));
+        double bytes = real_of(warm, "tier_bytes") + real_of(warm, "map_bytes") + real_of(warm, "read_bytes");
+        assert_true(bytes > tiles[i] / 2 * PAYLOAD && bytes < tiles[i] * (PAYLOAD + 4096));
+    }
+    assert_true(tiles[0] == tiles[1]);
+    assert_plot("warm, 1 thread");
+    json_decref(root);
+}
+
 /* ---- what all share ---- */
 
 static void what_cannot_be_drawn_or_made_is_said_before_anything_runs(void **state)
@@ -160,6 +194,9 @@ static void what_cannot_be_drawn_or_made_is_said_before_anything_runs(void **sta
     o = cairn_run("bench", "fetch", "--dir", "/nowhere/at/all");
     assert_code(o, 1);
     assert_says(o->err, "cannot make a directory for the store in '/nowhere/at/all'");
+    o = cairn_run("bench", "decode", WITH_TEXT, "--tokens", "4K,1K");
+    assert_code(o, 2);
+    assert_says(o->err, "lengths ascend, 1024 does not follow 4096");
     o = FETCH("--batch", "1000");
     assert_code(o, 2);
     assert_says(o->err, "fewer than a batch of 1000");
@@ -179,6 +216,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_cold_batch_comes_from_the_device_and_a_warm_one_does_not),
         cmocka_unit_test(a_table_names_machine_ways_and_the_device),
+        cmocka_unit_test(a_step_reads_what_is_selected_whatever_is_stored),
         cmocka_unit_test(what_cannot_be_drawn_or_made_is_said_before_anything_runs),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);

@@ -87,6 +87,7 @@ int bench_stream_begin(bench *b, const cairn_session_options *options, bench_str
     opt.index_kind = NULL; /* --index is what questions are answered with */
     *out = (bench_stream){0};
     if (b->store != NULL) st = cairn_context_create(b->store, names[0], &id);
+    if (st == CAIRN_EXISTS) st = CAIRN_OK; /* it goes on */
     if (st == CAIRN_OK) st = cairn_session_begin(b->store, b->model.shape, names, n, &opt, &out->session);
     if (st == CAIRN_OK)
         st = cairn_runtime_begin(b->model.model, out->session, b->flags->session.chunk_blocks, &out->runtime);
@@ -128,6 +129,19 @@ void bench_stream_end(bench_stream *s)
 int bench_drop(bench *b)
 {
     cairn_status st = b->store != NULL ? cairn_context_drop(b->store, BENCH_CONTEXT) : CAIRN_OK;
+    return st == CAIRN_OK ? -1 : cli_fail_status(b->c, st);
+}
+
+int bench_reopen(bench *b, bool cold)
+{
+    cairn_store_options opt;
+    cairn_store_options_init(&opt, sizeof opt);
+    opt.no_sync = true;
+    cairn_store_close(b->store); /* which unmaps its pages */
+    b->store = NULL;
+    int code = cold ? scratch_drop_cache(b->c, b->dir) : -1;
+    if (code >= 0) return code;
+    cairn_status st = cairn_store_open(b->dir, &opt, &b->store);
     return st == CAIRN_OK ? -1 : cli_fail_status(b->c, st);
 }
 
@@ -240,7 +254,8 @@ json_t *bench_json(const bench *b, const char *name, json_t *cells)
 
 /* ---- the benches ---- */
 
-static const cli_command *const benches[] = {&command_bench_passkey, &command_bench_ppl, &command_bench_fetch};
+static const cli_command *const benches[] = {&command_bench_passkey, &command_bench_ppl, &command_bench_fetch,
+                                             &command_bench_decode};
 
 const cli_command command_bench = {
     .name = "bench",

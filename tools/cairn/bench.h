@@ -57,7 +57,7 @@ void bench_end(bench *b);
 /* Fails unless the held-out text has that many bytes. */
 int bench_needs_bytes(const bench *b, uint64_t bytes);
 
-/* A new context "text" and a stream that fills it; without a store, a stream in memory. */
+/* A stream that fills context "text", new or going on where it ends; without a store, a stream in memory. */
 typedef struct bench_stream {
     cairn_session *session;
     cairn_runtime *runtime;
@@ -69,11 +69,29 @@ int bench_stream_feed(bench *b, bench_stream *s, const cairn_token *tokens, size
 size_t bench_piece(const bench *b); /* tokens of a prefill chunk: what is best fed at once */
 int bench_stream_commit(bench *b, bench_stream *s);
 void bench_stream_end(bench_stream *s);
-int bench_drop(bench *b);          /* the context */
-int bench_stopped(const bench *b); /* after Ctrl-C the exit code, said; else -1 */
+int bench_drop(bench *b);              /* the context */
+int bench_reopen(bench *b, bool cold); /* the store; cold: its pages are dropped from the page cache in between */
+int bench_stopped(const bench *b);     /* after Ctrl-C the exit code, said; else -1 */
 /* Text as tokens, malloc'ed, after BOS if asked for and the model has one; NULL after a failure, said. */
 cairn_token *bench_encode(const bench *b, bool bos, const char *text, size_t bytes, size_t *n);
 bool bench_has_bos(const bench *b);
+
+/* ---- one long text that grows in the store ---- */
+
+typedef struct bench_text {
+    bench *b;
+    cairn_token *tokens; /* BOS, if the model has one, and held-out text from its begin */
+    size_t n;
+    uint64_t stored; /* of them in the context */
+} bench_text;
+typedef struct bench_costs { /* of growing, seconds */
+    uint64_t tokens;
+    double all, search, fetch, attend, commit; /* the rest of `all` is the model's own work */
+} bench_costs;
+int bench_text_open(bench *b, uint64_t tokens, bench_text *out);
+void bench_text_close(bench_text *t);
+/* Ingests up to token `to`, as 'cairn ingest' does. costs (may be NULL) are of this call alone. */
+int bench_text_grow(bench_text *t, uint64_t to, progress *bar, bench_costs *costs);
 
 /* ---- figures ---- */
 
@@ -89,6 +107,6 @@ void bench_print_head(const bench *b);
 /* {"bench", "version", "machine", "model", "corpus", "seed", ..., "cells"}; steals cells. */
 json_t *bench_json(const bench *b, const char *name, json_t *cells);
 
-extern const cli_command command_bench_passkey, command_bench_ppl, command_bench_fetch;
+extern const cli_command command_bench_passkey, command_bench_ppl, command_bench_fetch, command_bench_decode;
 
 #endif

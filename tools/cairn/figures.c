@@ -19,11 +19,7 @@ int figures_end(figures *f, int code)
 {
     progress_clear(&f->bar);
     scratch_remove(f->dir);
-    if (code < 0)
-        code = plot_end(f->c, f->plot);
-    else
-        plot_drop(f->plot);
-    return code < 0 ? EXIT_DONE : code;
+    return plot_finish(f->c, f->plot, code);
 }
 
 int figures_stopped(figures *f)

@@ -137,11 +137,10 @@ static void wipe(plot *p)
     free(p);
 }
 
-int plot_end(cli *c, plot *p)
+static int draw(cli *c, plot *p)
 {
     char *const argv[] = {"gnuplot", "-", NULL};
     int code = -1, status = 0;
-    if (p == NULL) return -1;
     FILE *f = tmpfile();
     if (f != NULL) put_script(f, p);
     if (f == NULL || p->lost || fflush(f) != 0 || lseek(fileno(f), 0, SEEK_SET) != 0) {
@@ -153,13 +152,13 @@ int plot_end(cli *c, plot *p)
                             error != 0 ? strerror(error) : "it failed");
     }
     if (f != NULL) fclose(f);
-    wipe(p);
     return code;
 }
 
-void plot_drop(plot *p)
+int plot_finish(cli *c, plot *p, int code)
 {
-    if (p == NULL) return;
-    unlink(p->path);
-    wipe(p);
+    if (p != NULL && code < 0) code = draw(c, p);
+    if (p != NULL && code >= 0) unlink(p->path);
+    if (p != NULL) wipe(p);
+    return code < 0 ? EXIT_DONE : code;
 }

@@ -12,7 +12,7 @@ int plot_begin(cli *c, const char *path, plot **out);
 void plot_axes(plot *p, const char *title, const char *x, const char *y, bool log_x, bool log_y);
 /* Points of one series are joined in the order given. low and high are its spread; equal to y: no bar. */
 void plot_point(plot *p, const char *series, double x, double y, double low, double high);
-int plot_end(cli *c, plot *p); /* draws and frees; -1 or the exit code, said */
-void plot_drop(plot *p);       /* frees, and removes the file that nothing was drawn into */
+/* Draws if `code` is -1; else the file that nothing was drawn into is removed. Frees. The exit code of the command. */
+int plot_finish(cli *c, plot *p, int code);
 
 #endif

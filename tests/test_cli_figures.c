@@ -183,6 +183,32 @@ static void a_step_reads_what_is_selected_whatever_is_stored(void **state)
     json_decref(root);
 }
 
+/* ---- attend ---- */
+
+static void attention_is_measured_over_the_tiles_that_were_selected(void **state)
+{
+    enum { HEADS = 2, PAYLOAD = 2 * 63 * 32 + 4 * 32 + 4 * 63 }; /* int8 keys and values, scales of both */
+    (void)state;
+    json_t *root = report(cairn_run("bench", "attend", "--dir", fx.stores, "--size", "256K", "--head-dim", "32",
+                                    "--kv-heads", "2", "--group", "1,3", "--threads", "1,2", "--dtype", "q8",
+                                    "--repeats", "3", "--json", "--plot", fx.plot),
+                          "attend");
+    assert_int_equal(json_array_size(json_object_get(root, "cells")), 4);
+    for (size_t i = 0; i < 4; i++) {
+        const json_t *cell = json_array_get(json_object_get(root, "cells"), i);
+        assert_string_equal(json_text(cell, "dtype"), "q8");
+        assert_int_equal(json_number(cell, "group"), i < 2 ? 1 : 3);
+        assert_int_equal(json_number(cell, "threads"), 1 + i % 2);
+        long long k = (256 << 10) / (PAYLOAD * HEADS);
+        assert_int_equal(json_number(cell, "tiles"), k * HEADS); /* heads of a group share their tiles */
+        assert_int_equal(json_number(cell, "bytes"), k * HEADS * PAYLOAD);
+        double attend = assert_samples(cell, "seconds", 3), memory = assert_samples(cell, "memory_seconds", 3);
+        assert_true(attend > 0 && memory > 0 && assert_samples(cell, "share_of_memory", 3) > 0);
+    }
+    assert_plot("q8, group 3, 2 threads");
+    json_decref(root);
+}
+
 /* ---- what all share ---- */
 
 static void what_cannot_be_drawn_or_made_is_said_before_anything_runs(void **state)
@@ -217,6 +243,7 @@ int main(void)
         cmocka_unit_test(a_cold_batch_comes_from_the_device_and_a_warm_one_does_not),
         cmocka_unit_test(a_table_names_machine_ways_and_the_device),
         cmocka_unit_test(a_step_reads_what_is_selected_whatever_is_stored),
+        cmocka_unit_test(attention_is_measured_over_the_tiles_that_were_selected),
         cmocka_unit_test(what_cannot_be_drawn_or_made_is_said_before_anything_runs),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);

@@ -21,7 +21,8 @@
 #include <math.h>
 
 enum { FIRST_ROWS = 64, SLACK_ELEMENTS = 4 };
-static const float SCALE_MIN = 1e-18f; /* with the least |q| of scan.c, no product of scales underflows */
+/* With the least |q| of scan.c, no product of scales underflows; nor, by more than is allowed for, a sum of squares. */
+static const float SCALE_MIN = 1e-17f;
 
 cairn_status cairn_rows_init(cairn_rows *rows, uint32_t dim, cairn_dtype dtype, bool imaged)
 {
@@ -151,31 +152,6 @@ static void frame_begin(cairn_rows *rows, size_t frame)
     rows->center_norm[frame] = sqrt(squares);
 }
 
-/* The integers of l' = row - centre in steps of `scale`, with what they leave over. */
-typedef struct quantized {
-    int8_t values[1024];
-    int32_t sum;
-    double e, n; /* see above */
-} quantized;
-
-static void quantize(quantized *out, const float *row, const float *center, size_t dim, float scale)
-{
-    double left = 0;
-    double squares = 0;
-    out->sum = 0;
-    for (size_t i = 0; i < dim; i++) {
-        float v = rintf((row[i] - center[i]) / scale);
-        v = v > 127 ? 127 : v < -127 ? -127 : v;
-        double miss = (double)row[i] - (double)center[i] - (double)scale * (double)v;
-        left += miss * miss;
-        squares += (double)v * (double)v;
-        out->values[i] = (int8_t)v;
-        out->sum += (int32_t)v;
-    }
-    out->e = sqrt(left);
-    out->n = sqrt(squares) * (double)scale;
-}
-
 /* Row `id` is in place: its image. */
 static void row_image(cairn_rows *rows, size_t id, const float *row, bool finite)
 {
@@ -192,24 +168,32 @@ static void row_image(cairn_rows *rows, size_t id, const float *row, bool finite
         return;
     }
     const float *center = rows->centers + frame * rows->dim;
-    float most = 0;
-    for (size_t i = 0; i < rows->dim; i++) most = fmaxf(most, fabsf(row[i] - center[i]));
+    const cairn_kernels *kernels = rows->kernels;
+    const size_t dim = rows->dim;
     /* A row that hardly differs from its centre: steps finer than the rounding of scores would say nothing. */
     double rounding = cairn_rounding(rows->dim);
-    float scale = fmaxf(most / 127, (float)(rounding * rows->center_norm[frame]) + SCALE_MIN);
-    quantized image;
+    float scale =
+        fmaxf(kernels->scan_spread(row, center, dim) / 127, (float)(rounding * rows->center_norm[frame]) + SCALE_MIN);
+    int8_t values[1024];
+    cairn_scan_rounded image;
     double x1;
     double x2;
     for (;; scale *= 2) { /* once, but for vectors made to be awkward */
-        quantize(&image, row, center, rows->dim, scale);
-        double e = image.e + rounding * (2 * rows->center_norm[frame] + image.n + image.e);
+        kernels->scan_round(row, center, dim, scale, values, &image);
+        /* What is left over came in f32: each difference is right to 2^-24 of its up to 128 steps, and the sum of
+         * their squares to a dim-th as often. */
+        double left =
+            sqrt((double)image.left) * (1 + (double)dim * 0x1p-23) + sqrt((double)dim) * 0x1p-16 * (double)scale;
+        double n = sqrt((double)image.squares) * (double)scale;
+        double e = left + rounding * (2 * rows->center_norm[frame] + n + left);
         x1 = ceil(e / (double)scale * CAIRN_SLACK_STEP * 1.000001);
-        x2 = ceil(image.n / (double)scale / CAIRN_SLACK_STEP * 1.000001);
+        x2 = ceil(n / (double)scale / CAIRN_SLACK_STEP * 1.000001);
         if (x1 <= 127 && x2 <= 127) break;
     }
     size_t at = id % CAIRN_CHUNK_ROWS;
     int8_t *to = chunk->image + at / CAIRN_SCAN_GROUP * CAIRN_SCAN_GROUP * rows->image_dim + at % CAIRN_SCAN_GROUP * 4;
-    for (size_t i = 0; i < rows->dim; i++) to[i / 4 * 64 + i % 4] = image.values[i];
+    for (size_t i = dim; i % 4 != 0; i++) values[i] = 0;
+    for (size_t i = 0; i < dim; i += 4) memcpy(to + i * 16, values + i, 4);
     to += (rows->image_dim - SLACK_ELEMENTS) / 4 * 64;
     to[0] = (int8_t)x1;
     to[1] = (int8_t)x2;
@@ -219,9 +203,10 @@ static void row_image(cairn_rows *rows, size_t id, const float *row, bool finite
 
 static void row_added(cairn_rows *rows, size_t id)
 {
-    double squares = 0;
+    double parts[4] = {0}; /* four sums at a time: one would wait for each addition */
     rows->kernels->widen(rows->wide, cairn_rows_at(rows, id), rows->dtype, rows->dim);
-    for (size_t i = 0; i < rows->dim; i++) squares += (double)rows->wide[i] * (double)rows->wide[i];
+    for (size_t i = 0; i < rows->dim; i++) parts[i % 4] += (double)rows->wide[i] * (double)rows->wide[i];
+    double squares = (parts[0] + parts[1]) + (parts[2] + parts[3]);
     bool finite = squares < 1e36; /* a norm of 1e18 or more is as good as infinite: sums and bounds would overflow */
     float norm = finite ? (float)(sqrt(squares) * 1.000001) : INFINITY;
     if (norm > rows->norm_max) rows->norm_max = norm;

@@ -540,6 +540,41 @@ static void scan_scores_are_the_exact_integer_sums_in_every_table(void **state)
     }
 }
 
+static void scan_images_are_the_nearest_integers_in_every_table(void **state)
+{
+    (void)state;
+    test_random r = {17};
+    for (const cairn_kernels *k = NULL; (k = next_table(k)) != NULL;) {
+        for (size_t n = 1; n <= 1024; n += n < 70 ? 1 : 53) {
+            guarded gx = guarded_random(&r, n), gc = guarded_random(&r, n), gv = guarded_new((n + 15) / 16 * 16);
+            const float *x = gx.data, *c = gc.data;
+            int8_t *v = gv.data;
+            float most = 0;
+            for (size_t i = 0; i < n; i++) most = fmaxf(most, fabsf(x[i] - c[i]));
+            assert_int_equal(bits_of(k->scan_spread(x, c, n)), bits_of(most));
+            const float tight = most / (n % 5 == 0 ? 400 : 127); /* a fifth is held back at +-127 */
+            double left = 0;
+            int64_t sum = 0, squares = 0;
+            cairn_scan_rounded out;
+            k->scan_round(x, c, n, tight, v, &out);
+            for (size_t i = 0; i < n; i++) {
+                float want = rintf((x[i] - c[i]) / tight);
+                want = want > 127 ? 127 : want < -127 ? -127 : want;
+                assert_int_equal(v[i], (int)want);
+                double miss = (double)x[i] - (double)c[i] - (double)tight * (double)want;
+                left += miss * miss;
+                sum += v[i];
+                squares += v[i] * v[i];
+            }
+            assert_int_equal(out.sum, sum);
+            assert_true(out.squares == (float)squares);
+            CLOSE("left", sqrt((double)out.left), sqrt(left),
+                  1e-4 * sqrt(left) + 1e-5 * sqrt((double)n) * (double)tight, "n=%zu", n);
+            guarded_free(&gx), guarded_free(&gc), guarded_free(&gv);
+        }
+    }
+}
+
 static void scan_rows_quantize_within_half_a_step_and_pad_with_zeros(void **state)
 {
     (void)state;
@@ -664,6 +699,7 @@ int main(void)
         cmocka_unit_test(matvec_and_dequant_agree_with_double_loops_and_no_row_depends_on_the_range),
         cmocka_unit_test(row_bytes_are_those_of_the_file_format_and_zero_where_the_type_does_not_fit),
         cmocka_unit_test(scan_scores_are_the_exact_integer_sums_in_every_table),
+        cmocka_unit_test(scan_images_are_the_nearest_integers_in_every_table),
         cmocka_unit_test(scan_rows_quantize_within_half_a_step_and_pad_with_zeros),
         cmocka_unit_test(gemm_agrees_with_double_loops_and_respects_leading_dimensions),
         cmocka_unit_test(gemm_for_gradients_agrees_with_double_loops_and_adds_if_asked),

@@ -23,7 +23,7 @@ enum { PRODUCT_ROWS = 12 }; /* x 2 vectors: the same count */
         .name = "avx512", .dot = dot, .axpy = axpy, .scale = scale, .max = max, .exp_shift = exp_shift,                \
         .exp_sum = exp_sum, .above = above, .widen = widen, .narrow = narrow, .rms_norm = rms_norm,                    \
         .silu_mul = silu_mul, .rotate = rotate, .matvec = matvec, .dequant = dequant, .tile_scores = tile_scores,      \
-        .tile_mix = tile_mix, .tile_attend = tile_attend, .scan_i8 = scan, .product = product, .gemm = gemm,           \
+        .tile_mix = tile_mix, .tile_attend = tile_attend, .scan_i8 = scan, .scan_spread = scan_spread, .scan_round = scan_round, .product = product, .gemm = gemm,           \
         .transpose = transpose, .row_softmax = row_softmax, .row_softmax_backward = row_softmax_backward,          \
         .swiglu = swiglu, .swiglu_backward = swiglu_backward, .rms_norm_backward = rms_norm_backward                   \
     }

@@ -94,3 +94,36 @@ static void scan_i8(const int8_t *rows, const float *row_scale, const int32_t *r
             scan_queries(1, rows, row_scale, groups, dim, even, odd, scales, to, less_to, ld);
     }
 }
+
+/* ---- rows into images ---- */
+
+INLINE vf scan_from(const float *x, const float *center, size_t left)
+{
+    return left >= VL ? v_sub(v_load(x), v_load(center)) : v_sub(v_load_n(x, left), v_load_n(center, left));
+}
+
+static float scan_spread(const float *x, const float *center, size_t n)
+{
+    vf most = v_zero();
+    for (size_t i = 0; i < n; i += VL) {
+        vf d = scan_from(x + i, center + i, n - i);
+        most = v_max(most, v_max(d, v_sub(v_zero(), d)));
+    }
+    return v_greatest(most);
+}
+
+static void scan_round(const float *x, const float *center, size_t n, float scale, int8_t *values,
+                       cairn_scan_rounded *out)
+{
+    vf sum = v_zero(), squares = v_zero(), left = v_zero();
+    for (size_t i = 0; i < n; i += VL) {
+        vf d = scan_from(x + i, center + i, n - i);
+        vf v = v_max(v_min(v_round(v_div(d, v_set(scale))), v_set(127)), v_set(-127));
+        vf miss = v_fnma(v_set(scale), v, d);
+        sum = v_add(sum, v);
+        squares = v_fma(v, v, squares);
+        left = v_fma(miss, miss, left);
+        v_store_i8(values + i, v);
+    }
+    *out = (cairn_scan_rounded){(int32_t)v_sum(sum), v_sum(squares), v_sum(left)};
+}

@@ -33,6 +33,14 @@ typedef enum cairn_wtype {
 } cairn_wtype;
 size_t cairn_wtype_row_bytes(cairn_wtype type, size_t cols); /* 0 if cols does not fit the type */
 
+/* What scan_round says of its values v: exact sums of v and v v (below 2^24), and in f32 that of (x - center - scale
+ * v)^2.
+ */
+typedef struct cairn_scan_rounded {
+    int32_t sum;
+    float squares, left;
+} cairn_scan_rounded;
+
 enum { CAIRN_SCAN_GROUP = 16 };          /* rows interleaved in the int8 scan */
 enum { CAIRN_GEMM_SCRATCH = 160 << 10 }; /* numbers gemm packs its operands into */
 
@@ -87,6 +95,12 @@ typedef struct cairn_kernels {
     void (*scan_i8)(const int8_t *rows, const float *row_scale, const int32_t *row_sum, size_t group, size_t groups,
                     size_t dim, const int8_t *q, const float *q_scale, size_t nq, float *scores, float *less,
                     size_t ld);
+
+    /* Rows into images. spread: the largest |x - center|. round: values[i] = (x[i] - center[i]) / scale to the nearest
+     * integer within +-127; room for n rounded up to 16, whose rest may be overwritten. All finite, n <= 1024. */
+    float (*scan_spread)(const float *x, const float *center, size_t n);
+    void (*scan_round)(const float *x, const float *center, size_t n, float scale, int8_t *values,
+                       cairn_scan_rounded *out);
 
     /* ---- training: layers, products, softmax over tiles of scores ---- */
 

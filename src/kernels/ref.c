@@ -246,6 +246,29 @@ static void ref_scan_i8(const int8_t *rows, const float *row_scale, const int32_
             }
 }
 
+static float ref_scan_spread(const float *x, const float *center, size_t n)
+{
+    float most = 0;
+    for (size_t i = 0; i < n; i++) most = fmaxf(most, fabsf(x[i] - center[i]));
+    return most;
+}
+
+static void ref_scan_round(const float *x, const float *center, size_t n, float scale, int8_t *values,
+                           cairn_scan_rounded *out)
+{
+    double left = 0;
+    int32_t sum = 0, squares = 0;
+    for (size_t i = 0; i < n; i++) {
+        const float d = x[i] - center[i], v = fmaxf(fminf(rintf(d / scale), 127), -127);
+        const double miss = (double)d - (double)scale * (double)v;
+        values[i] = (int8_t)v;
+        sum += (int32_t)v;
+        squares += (int32_t)(v * v);
+        left += miss * miss;
+    }
+    *out = (cairn_scan_rounded){sum, (float)squares, (float)left};
+}
+
 /* ---- training ---- */
 
 static void ref_swiglu_backward(float *out, float *dgate, float *dup, const float *dout, const float *gate,
@@ -349,6 +372,8 @@ const cairn_kernels cairn_kernels_ref = {
     .tile_mix = ref_tile_mix,
     .tile_attend = ref_tile_attend,
     .scan_i8 = ref_scan_i8,
+    .scan_spread = ref_scan_spread,
+    .scan_round = ref_scan_round,
     .swiglu = ref_swiglu,
     .swiglu_backward = ref_swiglu_backward,
     .rms_norm_backward = ref_rms_norm_backward,

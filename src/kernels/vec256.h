@@ -275,6 +275,13 @@ INLINE vf vi_to_f32(vi x)
     return _mm256_cvtepi32_ps(x);
 }
 
+INLINE void v_store_i8(void *p, vf x) /* whole numbers from -128 to 127 */
+{
+    __m256i whole = _mm256_cvtps_epi32(x);
+    __m128i half = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+    _mm_storel_epi64((__m128i_u *)p, _mm_packs_epi16(half, half));
+}
+
 /* Writes the numbers base + i of the set bits of `mask`, ascending; returns how many. */
 INLINE size_t v_write_indexes(uint32_t *out, uint32_t mask, uint32_t base)
 {

@@ -266,6 +266,10 @@ INLINE vf vi_to_f32(vi x)
 {
     return _mm512_cvtepi32_ps(x);
 }
+INLINE void v_store_i8(void *p, vf x) /* whole numbers from -128 to 127 */
+{
+    _mm_storeu_si128((__m128i_u *)p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x)));
+}
 
 /* Writes the numbers base + i of the set bits of `mask`, ascending, with room for VL of them; returns how many.
  * Compressed in the register: the storing form of the instruction takes over 100 cycles on Zen 4. */

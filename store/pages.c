@@ -356,6 +356,78 @@ cairn_status page_walk(page_file *file, const char *name, const page_tree *tree,
     return w.stop ? cairn_fail(CAIRN_CANCELLED, "%s: reading the '%s' tree was stopped", file->path, name) : CAIRN_OK;
 }
 
+/* ---- leaves by their parents ---- */
+
+typedef struct leaf_search {
+    walk w;
+    cairn_span low, high;
+    bool (*each)(void *, cairn_span, uint64_t);
+    void *arg;
+} leaf_search;
+
+static int compare_spans(cairn_span a, cairn_span b)
+{
+    size_t n = a.bytes < b.bytes ? a.bytes : b.bytes;
+    int order = n != 0 ? memcmp(a.data, b.data, n) : 0;
+    return order != 0 ? order : (a.bytes > b.bytes) - (a.bytes < b.bytes);
+}
+
+/* `key`: the least that page `number` may hold. */
+static void search_leaves(leaf_search *s, uint64_t from, uint64_t number, unsigned level, cairn_span key)
+{
+    walk *w = &s->w;
+    unsigned nodes = 0;
+    if (w->stop || !claim(w, from, number, 1)) return;
+    if (level + 1 == w->tree->depth) {
+        w->stop = !s->each(s->arg, key, number);
+        return;
+    }
+    uint8_t *p = w->pages + (size_t)level * w->file->page_bytes;
+    if (++w->branch_pages > w->tree->branch_pages) {
+        damage(w, number, "is one more branch page than the tree's %llu", (unsigned long long)w->branch_pages - 1);
+        w->stop = true;
+        return;
+    }
+    if (!read_at(w->file->fd, p, w->file->page_bytes, number * w->file->page_bytes)) {
+        damage(w, number, "cannot be read: %s", errno != 0 ? strerror(errno) : "the file ends");
+        return;
+    }
+    if (!page_is_sane(w, number, p, false, &nodes)) return;
+    for (unsigned i = 0; i < nodes && !w->stop; i++) {
+        const uint8_t *node = p + cairn_get_le16(p + PAGE_HEADER + 2 * i), *next = NULL;
+        cairn_span least = {node + NODE_HEADER, cairn_get_le16(node + 6)}, most = {0};
+        if (i + 1 < nodes) {
+            next = p + cairn_get_le16(p + PAGE_HEADER + 2 * (i + 1));
+            most = (cairn_span){next + NODE_HEADER, cairn_get_le16(next + 6)};
+        }
+        if (next != NULL && compare_spans(most, s->low) <= 0) continue;
+        if (i > 0 && compare_spans(least, s->high) > 0) break;
+        search_leaves(s, number, (uint64_t)cairn_get_le32(node) | (uint64_t)cairn_get_le16(node + 4) << 32, level + 1,
+                      i > 0 ? least : key);
+    }
+}
+
+cairn_status page_leaves(page_file *file, const char *name, const page_tree *tree, cairn_span low, cairn_span high,
+                         bool (*each)(void *arg, cairn_span key, uint64_t page), void *arg)
+{
+    const page_visitor nobody = {0};
+    leaf_search s = {.w = {.file = file, .name = name, .tree = tree, .visitor = &nobody},
+                     .low = low,
+                     .high = high,
+                     .each = each,
+                     .arg = arg};
+    if (tree->root == NO_ROOT) return CAIRN_OK;
+    if (tree->depth == 0 || tree->depth > DEPTH_MAX)
+        return cairn_fail(CAIRN_CORRUPT, "%s: page %llu is the root of a '%s' tree %u pages deep", file->path,
+                          (unsigned long long)tree->root, name, tree->depth);
+    s.w.pages = cairn_alloc_array(tree->depth, file->page_bytes);
+    if (s.w.pages == NULL)
+        return cairn_fail(CAIRN_NO_MEMORY, "%s: %u pages of the '%s' tree", file->path, tree->depth, name);
+    search_leaves(&s, tree->root, tree->root, 0, (cairn_span){0});
+    cairn_free(s.w.pages);
+    return s.w.damaged == 0 ? CAIRN_OK : cairn_fail(CAIRN_CORRUPT, "%s: %s", file->path, s.w.first);
+}
+
 cairn_status page_read_large(const page_file *file, const char *name, const page_value *value, void *out, size_t bytes)
 {
     assert(value->data == NULL && bytes <= value->bytes);

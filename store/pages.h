@@ -67,6 +67,11 @@ typedef enum page_walk_kind {
 cairn_status page_walk(page_file *file, const char *name, const page_tree *tree, page_walk_kind kind,
                        const page_visitor *visitor);
 
+/* Numbers of the leaf pages that may hold keys from `low` to `high` (in memcmp's order), in that order, with the least
+ * key each may hold (empty for the first of all). The leaves themselves are not read; false from `each` ends it. */
+cairn_status page_leaves(page_file *file, const char *name, const page_tree *tree, cairn_span low, cairn_span high,
+                         bool (*each)(void *arg, cairn_span key, uint64_t page), void *arg);
+
 /* data.c: the trees of the named databases (DB_COUNT of them), every page of the main tree checked on the way. `damage`
  * (may be NULL) gets each sentence. */
 cairn_status store_trees(page_file *file, page_tree *out, void (*damage)(void *, const char *), void *arg);

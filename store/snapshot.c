@@ -293,17 +293,21 @@ cairn_status cairn_snapshot_landmarks(cairn_snapshot *snap, uint64_t segment, ui
     const cairn_geometry *geometry = cairn_store_geometry(snap->store);
     cairn_status status = alive(snap);
     if (count > UINT32_MAX - first) return cairn_fail(CAIRN_INVALID, "%u blocks from block %u", count, first);
+    store_ahead *ahead = status == CAIRN_OK ? store_ahead_new(snap, segment, first, count) : NULL;
     for (uint32_t i = 0; i < count && status == CAIRN_OK; i++) {
         uint8_t key[KEY_BLOCK_BYTES];
         cairn_span record = {0}, payload = {0};
         store_key_block(key, segment, first + i);
+        store_ahead_at(ahead, first + i);
         status = store_get(snap->store, snap->txn, snap->file_bytes, DB_LANDMARK, key, sizeof key, &record);
-        if (status == CAIRN_NOT_FOUND) return block_missing(snap->store, snap->txn, segment, first + i, "landmark");
+        store_ahead_seen(ahead, first + i, record.bytes);
+        if (status == CAIRN_NOT_FOUND) status = block_missing(snap->store, snap->txn, segment, first + i, "landmark");
         if (status == CAIRN_OK) status = store_landmark_check(geometry, segment, first + i, record, &payload);
         if (status == CAIRN_OK) status = align_payload(snap, &payload);
         if (status == CAIRN_OK && !each(arg, first + i, payload)) break;
         store_trim_map(snap->store);
     }
+    store_ahead_free(ahead);
     return status;
 }
 

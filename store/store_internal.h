@@ -241,6 +241,14 @@ cairn_status store_ids_put(cairn_store *store, MDB_txn *txn, uint64_t next_conte
 /* LMDB lookup only: touches tree pages, never the record's own pages. The record lies inside the file. NOT_FOUND leaves
  * the error text alone. */
 cairn_status store_locate(cairn_snapshot *snap, cairn_tile_id id, cairn_span *record);
+/* ahead.c: a hint to the kernel that landmark records [first, first + count) will be read in order. NULL = none is
+ * given, which the others take too. at: before a record is looked up; seen: what its size was. */
+typedef struct store_ahead store_ahead;
+store_ahead *store_ahead_new(cairn_snapshot *snap, uint64_t segment, uint32_t first, uint32_t count);
+void store_ahead_free(store_ahead *ahead);
+void store_ahead_at(store_ahead *ahead, uint32_t block);
+void store_ahead_seen(store_ahead *ahead, uint32_t block, size_t record_bytes);
+
 /* Value of a key; *out lies inside the file (file_bytes). NOT_FOUND leaves the error text alone. */
 cairn_status store_get(const cairn_store *store, MDB_txn *txn, uint64_t file_bytes, store_db db, const void *key,
                        size_t key_bytes, cairn_span *out);

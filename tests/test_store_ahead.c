@@ -1,0 +1,204 @@
+/* test_store_ahead.c - read-ahead of landmark records: which leaf pages hold a range, and that they come into memory.
+ */
+#include "store_fixture.h"
+
+#include <pages.h>
+#include <store_internal.h>
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+static const cairn_geometry small = {
+    .layers = 3, .first_layer = 1, .kv_heads = 2, .head_dim = 32, .block_tokens = 7, .dtype = CAIRN_F16};
+/* Landmark records of 16 KiB, which LMDB keeps beside its leaves. */
+static const cairn_geometry wide = {
+    .layers = 16, .first_layer = 0, .kv_heads = 8, .head_dim = 64, .block_tokens = 1, .dtype = CAIRN_F16};
+
+typedef struct pages_found {
+    uint64_t page[4096];
+    size_t n, most;
+} pages_found;
+
+static bool take(void *arg, cairn_span key, uint64_t page)
+{
+    pages_found *found = arg;
+    assert_true(found->n < 4096);
+    assert_true(key.bytes == 0 || key.bytes == KEY_BLOCK_BYTES);
+    found->page[found->n++] = page;
+    return found->n < found->most;
+}
+
+static cairn_status leaves(cairn_snapshot *snap, uint64_t segment, uint32_t first, uint32_t last, pages_found *out)
+{
+    const store_data *data = &snap->store->env->data;
+    page_file file;
+    page_tree trees[DB_COUNT];
+    uint8_t low[KEY_BLOCK_BYTES], high[KEY_BLOCK_BYTES];
+    store_key_block(low, segment, first);
+    store_key_block(high, segment, last);
+    assert_ok(page_file_peek(data->fd, data->path, &file));
+    assert_ok(page_file_at(&file, mdb_txn_id(snap->txn)));
+    assert_ok(store_trees(&file, trees, NULL, NULL));
+    out->n = 0;
+    return page_leaves(&file, "landmark", &trees[DB_LANDMARK], (cairn_span){low, sizeof low},
+                       (cairn_span){high, sizeof high}, take, out);
+}
+
+/* The page a small record lies in, by LMDB's own answer. */
+static uint64_t page_of(cairn_snapshot *snap, uint64_t segment, uint32_t block)
+{
+    uint8_t key[KEY_BLOCK_BYTES];
+    cairn_span record;
+    uint64_t offset;
+    size_t bytes;
+    store_key_block(key, segment, block);
+    assert_ok(store_get(snap->store, snap->txn, snap->file_bytes, DB_LANDMARK, key, sizeof key, &record));
+    assert_true(store_file_offset(snap->store, record, &offset, &bytes));
+    return offset / snap->store->env->data.page_bytes;
+}
+
+static void the_leaves_of_a_range_are_those_that_hold_its_records(void **state)
+{
+    (void)state;
+    enum { SEGMENTS = 3, BLOCKS = 700 };
+    fixture *fx = fixture_new(small);
+    cairn_snapshot *snap = NULL;
+    uint64_t segment[SEGMENTS];
+    static const char *const names[SEGMENTS] = {"a", "b", "c"};
+    for (int i = 0; i < SEGMENTS; i++) segment[i] = fixture_context(fx, names[i], (uint64_t)i + 1, BLOCKS, 0);
+    assert_ok(cairn_snapshot_begin(fx->store, &snap));
+    static pages_found found;
+    found.most = SIZE_MAX;
+    static const uint32_t ranges[][2] = {{0, BLOCKS - 1}, {0, 0}, {BLOCKS - 1, BLOCKS - 1}, {100, 350}, {17, 18}};
+    for (int s = 0; s < SEGMENTS; s++)
+        for (size_t r = 0; r < sizeof ranges / sizeof *ranges; r++) {
+            assert_ok(leaves(snap, segment[s], ranges[r][0], ranges[r][1], &found));
+            size_t at = 0; /* every record lies in one of them, in their order */
+            for (uint32_t b = ranges[r][0]; b <= ranges[r][1]; b++) {
+                uint64_t page = page_of(snap, segment[s], b);
+                while (at < found.n && found.page[at] != page) at++;
+                if (at == found.n)
+                    fail_msg("block %u is on page %llu, which is not there", b, (unsigned long long)page);
+            }
+            assert_true(found.n - at <= 1); /* and the last ones, but for one whose least key is beyond, are theirs */
+            size_t first = 0;
+            while (found.page[first] != page_of(snap, segment[s], ranges[r][0])) first++;
+            assert_true(first <= 1);
+        }
+    found.most = 2;
+    assert_ok(leaves(snap, segment[0], 0, BLOCKS - 1, &found));
+    assert_int_equal(found.n, 2);
+    cairn_snapshot_end(snap);
+    fixture_free(fx);
+}
+
+static void a_damaged_branch_page_is_an_error_and_nothing_worse(void **state)
+{
+    (void)state;
+    fixture *fx = fixture_new(small);
+    cairn_snapshot *snap = NULL;
+    uint64_t segment = fixture_context(fx, "a", 1, 700, 0);
+    assert_ok(cairn_snapshot_begin(fx->store, &snap));
+    static pages_found found;
+    found.most = SIZE_MAX;
+    const store_data *data = &fx->store->env->data;
+    page_file file;
+    page_tree trees[DB_COUNT];
+    assert_ok(page_file_peek(data->fd, data->path, &file));
+    assert_ok(page_file_at(&file, mdb_txn_id(snap->txn)));
+    assert_ok(store_trees(&file, trees, NULL, NULL));
+    assert_true(trees[DB_LANDMARK].depth >= 2);
+    char *path = test_path(data->path, "data.mdb");
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    assert_true(fd >= 0);
+    const uint64_t far = UINT64_MAX;
+    assert_int_equal(pwrite(fd, &far, 4, (off_t)(trees[DB_LANDMARK].root * data->page_bytes + 12)), 4); /* its bounds */
+    assert_int_equal(leaves(snap, segment, 0, 699, &found), CAIRN_CORRUPT);
+    close(fd);
+    free(path);
+    cairn_snapshot_end(snap);
+    cairn_store_close(fx->store);
+    fx->store = NULL;
+    fixture_free(fx);
+}
+
+static bool resident(const store_data *data, uint64_t page)
+{
+    unsigned char in_memory = 0;
+    assert_int_equal(mincore((void *)(uintptr_t)(data->base + page * data->page_bytes), data->page_bytes, &in_memory),
+                     0);
+    return (in_memory & 1) != 0;
+}
+
+/* Reopens the store with a cold file; false where files live in memory. */
+static bool cool(fixture *fx, cairn_snapshot **snap, uint64_t segment, uint64_t *some_page)
+{
+    char *path = test_path(fx->store->env->data.path, "data.mdb");
+    cairn_store_close(fx->store);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    assert_true(fd >= 0);
+    assert_int_equal(fsync(fd), 0);
+    assert_int_equal(posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED), 0);
+    close(fd);
+    free(path);
+    fixture_open(fx, false);
+    assert_ok(cairn_snapshot_begin(fx->store, snap));
+    (void)segment;
+    return !resident(&fx->store->env->data, *some_page);
+}
+
+static bool count_up(void *arg, uint32_t block, cairn_span payload)
+{
+    uint32_t *n = arg;
+    (void)payload;
+    assert_int_equal(block, *n);
+    ++*n;
+    return true;
+}
+
+static void cold_records_come_into_memory_before_they_are_read(void **state)
+{
+    (void)state;
+    static const cairn_geometry *const geometries[] = {&small, &wide};
+    for (int g = 0; g < 2; g++) {
+        fixture *fx = fixture_new(*geometries[g]);
+        cairn_snapshot *snap = NULL;
+        uint64_t segment = fixture_context(fx, "a", 1, 300, 0), pages[300];
+        assert_ok(cairn_snapshot_begin(fx->store, &snap));
+        for (uint32_t b = 0; b < 300; b++) pages[b] = page_of(snap, segment, b);
+        cairn_snapshot_end(snap);
+        if (!cool(fx, &snap, segment, &pages[150])) {
+            cairn_snapshot_end(snap);
+            fixture_free(fx);
+            skip(); /* this file system keeps files in memory */
+        }
+        store_ahead *ahead = store_ahead_new(snap, segment, 0, 300);
+        assert_non_null(ahead);
+        store_ahead_at(ahead, 0);
+        store_ahead_seen(ahead, 0, cairn_landmark_payload_bytes(&fx->geometry));
+        store_ahead_at(ahead, 1);
+        const store_data *data = &fx->store->env->data;
+        for (int wait = 0; wait < 2000 && !(resident(data, pages[150]) && resident(data, pages[299])); wait++)
+            nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+        assert_true(resident(data, pages[150]));
+        assert_true(resident(data, pages[299]));
+        store_ahead_free(ahead);
+        uint32_t n = 0;
+        assert_ok(cairn_snapshot_landmarks(snap, segment, 0, 300, count_up, &n));
+        assert_int_equal(n, 300);
+        cairn_snapshot_end(snap);
+        fixture_free(fx);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(the_leaves_of_a_range_are_those_that_hold_its_records),
+        cmocka_unit_test(a_damaged_branch_page_is_an_error_and_nothing_worse),
+        cmocka_unit_test(cold_records_come_into_memory_before_they_are_read),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -251,7 +251,7 @@ static void joining_word_by_word_equals_joining_the_whole_text_plainly(void **st
 static void text_comes_back_from_a_sentencepiece_vocabulary_with_its_first_space(void **state)
 {
     fixture *fx = *state;
-    static piece pieces[3 + 256 + 4] = {{"<unk>", 0, 2}, {"<s>", 0, 3}, {"</s>", 0, 3}};
+    static piece pieces[3 + 256 + 5] = {{"<unk>", 0, 2}, {"<s>", 0, 3}, {"</s>", 0, 3}};
     static char names[256][8];
     test_random r = {3};
     gguf file;
@@ -264,10 +264,19 @@ static void text_comes_back_from_a_sentencepiece_vocabulary_with_its_first_space
     pieces[260] = (piece){"e", -2, 1};
     pieces[261] = (piece){"ee", -3, 1};
     pieces[262] = (piece){MARK "e", -2, 1};
-    vocab_open(fx, "llama", pieces, 263, true, &file, &v);
-    assert_int_equal(v.kind, VOCAB_SPM);
-    assert_int_equal(v.bos, 1); /* not in the file: SentencePiece's own */
-    for (int round = 0; round < 200; round++) {
+    pieces[263] = (piece){"e" MARK "e", -4, 1};
+    for (int round = 0; round < 400; round++) {
+        if (round % 200 == 0) {
+            bool across = round == 200; /* a piece spans words: the text is joined as a whole */
+            if (across) {
+                vocab_wipe(&v);
+                gguf_close(&file);
+            }
+            vocab_open(fx, "llama", pieces, 263 + across, true, &file, &v);
+            assert_int_equal(v.kind, VOCAB_SPM);
+            assert_int_equal(v.bos, 1); /* not in the file: SentencePiece's own */
+            assert_int_equal(v.pieces_cross_words, across);
+        }
         uint8_t text[64];
         cairn_token tokens[256];
         char back[512];

@@ -344,8 +344,9 @@ static cairn_status merge_word(merger *m, size_t bytes, sink *out)
         return cairn_fail(CAIRN_NO_MEMORY, "encoding a run of %zu bytes of text", bytes);
 
     for (size_t at = 0; at < bytes; n++) {
-        size_t length = utf8_bytes[(uint8_t)m->text[at] >> 4];
-        if (length > bytes - at) length = bytes - at;
+        size_t wanted = utf8_bytes[(uint8_t)m->text[at] >> 4];
+        size_t length = 1; /* a character cut short ends before the next one: a space after it stays a space */
+        while (length < wanted && length < bytes - at && ((uint8_t)m->text[at + length] & 0xc0) == 0x80) length++;
         m->symbols[n] = (symbol){at, length, n == 0 ? SIZE_MAX : n - 1, n + 1};
         at += length;
     }

@@ -8,6 +8,7 @@
 #include "index_internal.h"
 
 #include <ctype.h>
+#include <errno.h>
 #include <regex.h>
 #include <stdlib.h>
 
@@ -119,9 +120,12 @@ cairn_status cairn_kind_check(const cairn_kind *kind)
     regex_t pattern;
     if (regcomp(&pattern, allowed, REG_EXTENDED | REG_NOSUB) != 0)
         return cairn_fail(CAIRN_NO_MEMORY, "checking index kind '%s'", kind->name);
+    errno = 0; /* glibc's regexec says "no match" when it runs out of memory, too */
     int differs = regexec(&pattern, kind->factory, 0, NULL, 0);
+    bool starved = differs != 0 && errno == ENOMEM;
     regfree(&pattern);
     if (differs == 0) return CAIRN_OK;
+    if (starved) return cairn_fail(CAIRN_NO_MEMORY, "checking index kind '%s'", kind->name);
     return cairn_fail(CAIRN_UNSUPPORTED,
                       "index kind '%s' is known to FAISS but not let in here: use Flat, SQ, PQ, HNSW or IVF with them, "
                       "PCA, OPQ, RR, ITQ, Pad or L2norm before, RFlat after",

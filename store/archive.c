@@ -156,8 +156,8 @@ static cairn_status decode_header(const char *path, const uint8_t *p, size_t hav
     if (store_geometry_check(g) != CAIRN_OK) return cairn_fail_within(CAIRN_CORRUPT, "%s", path);
     a->model.fingerprint = cairn_get_le64(p + EXP_FINGERPRINT);
     memcpy(a->model.name, p + EXP_MODEL, sizeof a->model.name);
-    if (a->model.name[sizeof a->model.name - 1] != 0)
-        return cairn_fail(CAIRN_CORRUPT, "%s: the model's name does not end", path);
+    if (!store_text_ends(p + EXP_MODEL, sizeof a->model.name))
+        return cairn_fail(CAIRN_CORRUPT, "%s: the model's name is not NUL-terminated with zeros after it", path);
 
     info->blocks = cairn_get_le64(p + EXP_BLOCKS);
     info->tail_tokens = cairn_get_le32(p + EXP_TAIL);

@@ -68,6 +68,15 @@ cairn_status store_name_check(const char *name)
     return CAIRN_OK;
 }
 
+bool store_text_ends(const uint8_t *text, size_t cap)
+{
+    size_t n = strnlen((const char *)text, cap);
+    if (n == cap) return false;
+    for (size_t i = n; i < cap; i++)
+        if (text[i] != 0) return false;
+    return true;
+}
+
 void store_uuid_text(const uint8_t uuid[16], char text[37])
 {
     size_t at = 0;
@@ -156,7 +165,8 @@ cairn_status store_identity_decode(cairn_span bytes, store_identity *out)
                                      .block_tokens = cairn_get_le32(p + ID_BLOCK_TOKENS),
                                      .dtype = (cairn_dtype)dtype};
     if (store_geometry_check(&out->geometry) != CAIRN_OK) return cairn_fail_within(CAIRN_CORRUPT, "store record");
-    if (p[ID_UUID - 1] != 0) return cairn_fail(CAIRN_CORRUPT, "store record: the model's name does not end");
+    if (!store_text_ends(p + ID_MODEL, sizeof out->model.name))
+        return cairn_fail(CAIRN_CORRUPT, "store record: the model's name is not NUL-terminated with zeros after it");
     out->model.fingerprint = cairn_get_le64(p + ID_FINGERPRINT);
     memcpy(out->model.name, p + ID_MODEL, sizeof out->model.name);
     memcpy(out->uuid, p + ID_UUID, sizeof out->uuid);
@@ -438,8 +448,10 @@ cairn_status store_segment_decode(uint64_t id, cairn_span bytes, segment_record 
     unsigned state = cairn_get_le16(p + SEG_STATE);
     if (state > SEGMENT_DYING || cairn_get_le32(p + SEG_RESERVED) != 0)
         return cairn_fail(CAIRN_UNSUPPORTED, "segment %llu: unknown state %u", n, state);
-    if (p[SEG_MADE - 1] != 0 || p[SEG_WHY - 1] != 0 || p[SEG_HASH - 1] != 0)
-        return cairn_fail(CAIRN_CORRUPT, "segment %llu: a text of its index does not end", n);
+    if (!store_text_ends(p + SEG_KIND, SEG_MADE - SEG_KIND) || !store_text_ends(p + SEG_MADE, SEG_WHY - SEG_MADE) ||
+        !store_text_ends(p + SEG_WHY, SEG_HASH - SEG_WHY))
+        return cairn_fail(CAIRN_CORRUPT, "segment %llu: a text of its index is not NUL-terminated with zeros after it",
+                          n);
 
     cairn_segment_info *info = &out->info;
     out->state = (segment_state)state;

@@ -166,6 +166,8 @@ cairn_tile_id store_key_tile_parse(const uint8_t key[KEY_TILE_BYTES]);
 
 /* Name: 1..480 bytes of UTF-8 without control characters. */
 cairn_status store_name_check(const char *name);
+/* A text in a field of `cap` bytes: NUL-terminated, zeros after it. */
+bool store_text_ends(const uint8_t *text, size_t cap);
 /* Geometry within the limits of store.h and with payload sizes that fit. */
 cairn_status store_geometry_check(const cairn_geometry *geometry);
 void store_uuid_text(const uint8_t uuid[16], char text[37]);

@@ -15,6 +15,12 @@ elseif(CAIRN_SANITIZE STREQUAL "thread")
 elseif(NOT CAIRN_SANITIZE STREQUAL "")
   message(FATAL_ERROR "CAIRN_SANITIZE is '${CAIRN_SANITIZE}': use address or thread")
 endif()
+if(CAIRN_FUZZ)
+  if(NOT CMAKE_C_COMPILER_ID MATCHES "Clang" OR NOT CAIRN_SANITIZE STREQUAL "address")
+    message(FATAL_ERROR "CAIRN_FUZZ needs clang (-DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++) and CAIRN_SANITIZE=address")
+  endif()
+  target_compile_options(cairn_options INTERFACE -fsanitize=fuzzer-no-link)
+endif()
 
 include(CheckCSourceCompiles)
 check_c_source_compiles("#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__\n#error big-endian\n#endif\nint main(void){return 0;}"

@@ -1,11 +1,10 @@
 /* test_gguf.c - GGUF files: ours, other programs', broken and hostile ones. */
 #include "tiny_model.h"
 
-#include <dirent.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "fuzz_gguf.c" /* the entry itself: what fuzzers found is replayed here */
+#include "fuzz/gguf.c" /* the entry itself: what fuzzers found is replayed here */
 
 typedef struct fixture {
     char *dir;
@@ -505,31 +504,6 @@ static void random_bytes_in_a_model_never_crash_the_reader(void **state)
     free(bytes);
 }
 
-static void inputs_fuzzing_found_are_replayed(void **state)
-{
-    (void)state;
-    DIR *dir = opendir(CAIRN_TEST_DATA "/fuzz/gguf");
-    int seen = 0;
-    assert_non_null(dir);
-    for (struct dirent *e; (e = readdir(dir)) != NULL;) {
-        if (e->d_name[0] == '.') continue;
-        char *path = test_path(CAIRN_TEST_DATA "/fuzz/gguf", e->d_name);
-        size_t n;
-        uint8_t *read = test_read_file(path, &n);
-        assert_non_null(read);
-        uint8_t *exact = malloc(n != 0 ? n : 1);
-        assert_non_null(exact);
-        memcpy(exact, read, n);
-        LLVMFuzzerTestOneInput(exact, n);
-        free(exact);
-        free(read);
-        free(path);
-        seen++;
-    }
-    closedir(dir);
-    assert_true(seen > 0);
-}
-
 static void running_out_of_memory_while_reading_is_reported_and_leaks_nothing(void **state)
 {
     fixture *fx = *state;
@@ -558,7 +532,6 @@ int main(void)
         cmocka_unit_test(hostile_files_are_refused_by_the_name_and_number_that_is_wrong),
         cmocka_unit_test_setup_teardown(things_that_are_no_files_are_refused, setup, teardown),
         cmocka_unit_test_setup_teardown(random_bytes_in_a_model_never_crash_the_reader, setup, teardown),
-        cmocka_unit_test(inputs_fuzzing_found_are_replayed),
         cmocka_unit_test_setup_teardown(running_out_of_memory_while_reading_is_reported_and_leaks_nothing, setup,
                                         teardown),
     };

@@ -224,8 +224,9 @@ int cli_parse(cli *c, const cli_command *command, int argc, char **argv, int *fi
     for (int i = 1; i < argc && strcmp(argv[i], "--") != 0; i++)
         if (strcmp(argv[i], "--json") == 0) c->json = true;
 
+    option_json = option_quiet = option_progress = option_help = false; /* said by this line or not at all */
     opterr = 0;
-    optind = 1;
+    optind = 0; /* glibc: forgets the line before, too */
     int found;
     while ((found = getopt_long(argc, argv, shorts, longs, NULL)) != -1) {
         if (found == '?' || found == ':') {

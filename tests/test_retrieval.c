@@ -335,6 +335,35 @@ static void only_the_newest_c_blocks_count_however_long_the_stream_before_them(v
 }
 
 /* [20], [22]: a needle at any depth of a million tokens; positions stay within the window */
+typedef struct watched { /* the last search of a session with one head */
+    float q[4];
+    size_t searches;
+} watched;
+
+static void watch_search(void *arg, uint32_t layer, uint32_t kv_head, const float *queries, size_t n)
+{
+    watched *w = arg;
+    assert_int_equal(layer, 0);
+    assert_int_equal(kv_head, 0);
+    assert_int_equal(n, 1);
+    memcpy(w->q, queries, sizeof w->q);
+    w->searches++;
+}
+
+/* The stored landmark the watched query scores highest: what the search must have found. */
+static size_t best_for(const watched *seen, const world *w, size_t blocks, size_t slots, size_t dim)
+{
+    size_t best = 0;
+    double most = -INFINITY;
+    for (size_t b = 0; b < blocks; b++) {
+        const float *landmark = w->k[0] + (b * slots + slots - 1) * dim;
+        double score = 0;
+        for (size_t d = 0; d < dim; d++) score += (double)seen->q[d] * (double)landmark[d];
+        if (score > most) most = score, best = b;
+    }
+    return best;
+}
+
 static void a_needle_in_a_million_tokens_is_found_at_any_depth_at_bounded_positions(void **state)
 {
     (void)state;
@@ -367,6 +396,8 @@ static void a_needle_in_a_million_tokens_is_found_at_any_depth_at_bounded_positi
         cairn_session *s = world_session(&w, store, &session);
         assert_int_equal(cairn_session_tokens(s), (uint64_t)OLD * C);
         assert_ok(cairn_session_trace_enable(s, true));
+        watched seen = {.searches = 0};
+        cairn_session_watch(s, watch_search, &seen);
         for (size_t i = 0; i < 4; i++) {
             size_t row = (size_t)OLD * B + i;
             float out[D];
@@ -391,6 +422,8 @@ static void a_needle_in_a_million_tokens_is_found_at_any_depth_at_bounded_positi
                     blocks[k] = (twin_block){w.k[0] + b * B * D, w.v[0] + b * B * D, C, OLD - b, true};
                 }
                 assert_true(picked[0] == (int64_t)needles[i]);
+                assert_int_equal(seen.searches, i + 1);
+                if (i < 3) assert_int_equal(best_for(&seen, &w, OLD, B, D), needles[i]); /* the last is not far */
                 twin_row(&w.shape, 0, 0, w.q[0] + row * D, i, w.k[0] + (size_t)OLD * B * D,
                          w.v[0] + (size_t)OLD * B * D, blocks, K + 1, expected, NULL);
             }

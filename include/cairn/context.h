@@ -115,6 +115,12 @@ CAIRN_API cairn_status cairn_session_trace_enable(cairn_session *session, bool o
 CAIRN_API cairn_status cairn_session_trace(const cairn_session *session, size_t rows, uint32_t k, int64_t *selected,
                                            int32_t *slots);
 
+/* Sees every batch of queries that far blocks are searched with, as they are searched: turned and scaled,
+ * (n, head_dim), of one layer and KV head, so that an index can be tried on real queries. Called by the session's
+ * worker threads, several at once. NULL: nobody watches. */
+typedef void (*cairn_search_watch)(void *arg, uint32_t layer, uint32_t kv_head, const float *queries, size_t n);
+CAIRN_API void cairn_session_watch(cairn_session *session, cairn_search_watch watch, void *arg);
+
 typedef struct cairn_session_info {
     uint64_t old_blocks;     /* attached or stored blocks it can retrieve from */
     uint64_t own_blocks;     /* blocks of this session not yet committed */

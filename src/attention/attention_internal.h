@@ -167,6 +167,8 @@ typedef struct attn_step { /* buffers kept between steps */
     double *block_mass; /* per logical block, when sources are wanted; owned by the session */
     uint64_t n_block_mass;
     uint64_t tiles_last; /* distinct tiles of the last run */
+    void (*watch)(void *, uint32_t layer, uint32_t head, const float *queries, size_t n); /* NULL: nobody watches */
+    void *watch_arg;
 } attn_step;
 
 cairn_status attn_step_init(attn_step *step, const cairn_attention_shape *shape, const cairn_policy *policy,

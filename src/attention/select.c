@@ -95,6 +95,7 @@ static cairn_status search_far(attn_step *step, const attn_chunk *chunk, const a
                     attn_query(step, chunk, unit->head, group->row0 + row, (uint32_t)(i % per)),
                     attn_landmark_position(step, r->far_delta, group->offset0 + row));
     }
+    if (step->watch != NULL) step->watch(step->watch_arg, chunk->layer, unit->head, worker->q, n);
     for (size_t p = 0; p < line->n_parts; p++) {
         const attn_part *part = &line->parts[p];
         uint64_t lo = part->first > r->far_lo ? part->first : r->far_lo;

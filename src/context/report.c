@@ -87,6 +87,12 @@ cairn_status cairn_session_trace_enable(cairn_session *s, bool on)
     return CAIRN_OK;
 }
 
+void cairn_session_watch(cairn_session *s, cairn_search_watch watch, void *arg)
+{
+    s->step.watch = watch;
+    s->step.watch_arg = arg;
+}
+
 static int best_first(const void *a, const void *b)
 {
     const attn_pick *x = a;

@@ -209,6 +209,41 @@ static void attention_is_measured_over_the_tiles_that_were_selected(void **state
     json_decref(root);
 }
 
+/* ---- recall ---- */
+
+static void kinds_are_judged_by_the_exact_one(void **state)
+{
+    (void)state;
+    json_t *root = report(cairn_run("bench", "recall", WITH_TEXT, "--tokens", "16K", "--synthetic", "64K", "--heads",
+                                    "2", "--queries", "12", "--kind", "exact", "--kind", "scan", "--kind",
+                                    "ivf:nprobe=1", "--json", "--plot", fx.plot),
+                          "recall");
+    assert_int_equal(json_array_size(json_object_get(root, "cells")), 6);
+    for (size_t i = 0; i < 6; i++) {
+        const json_t *cell = json_array_get(json_object_get(root, "cells"), i);
+        bool model = i < 3;
+        assert_string_equal(json_text(cell, "keys"), model ? "model" : "synthetic");
+        assert_int_equal(json_number(cell, "rows"), (model ? 16384 : 65536) / 63);
+        assert_int_equal(json_number(cell, "k"), model ? 4 : 16);
+        assert_samples(cell, "search_seconds", 24);
+        double recall = real_of(cell, "recall"), kept = real_of(cell, "kept"), mass = real_of(cell, "mass");
+        if (i % 3 < 2) { /* both prove their answer */
+            assert_true(recall == 1 && kept > 0.999999 && kept < 1.000001);
+            assert_true(mass > 0 && mass < 1.000001);
+        } else { /* one list of many is not all */
+            assert_true(recall < 1 && kept < 1 && recall > 0.05);
+        }
+        if (model)
+            assert_true(real_of(cell, "output_bits") > 0);
+        else
+            assert_true(json_is_null(json_object_get(cell, "output_bits")));
+    }
+    assert_true(real_of(cell_where(root, "kind", "exact", 0), "output_bits") ==
+                real_of(cell_where(root, "kind", "scan", 0), "output_bits")); /* the same blocks, bit for bit */
+    assert_plot("ivf:nprobe=1, model 16,380");
+    json_decref(root);
+}
+
 /* ---- what all share ---- */
 
 static void what_cannot_be_drawn_or_made_is_said_before_anything_runs(void **state)
@@ -223,6 +258,12 @@ static void what_cannot_be_drawn_or_made_is_said_before_anything_runs(void **sta
     o = cairn_run("bench", "decode", WITH_TEXT, "--tokens", "4K,1K");
     assert_code(o, 2);
     assert_says(o->err, "lengths ascend, 1024 does not follow 4096");
+    o = cairn_run("bench", "recall", WITH_TEXT, "--tokens", "4K", "--kind", "nonsense");
+    assert_code(o, 2);
+    assert_says(o->err, "nonsense");
+    o = cairn_run("bench", "recall", "--heads", "1");
+    assert_code(o, 2);
+    assert_says(o->err, "--model FILE or --synthetic N,... is required");
     o = FETCH("--batch", "1000");
     assert_code(o, 2);
     assert_says(o->err, "fewer than a batch of 1000");
@@ -244,6 +285,7 @@ int main(void)
         cmocka_unit_test(a_table_names_machine_ways_and_the_device),
         cmocka_unit_test(a_step_reads_what_is_selected_whatever_is_stored),
         cmocka_unit_test(attention_is_measured_over_the_tiles_that_were_selected),
+        cmocka_unit_test(kinds_are_judged_by_the_exact_one),
         cmocka_unit_test(what_cannot_be_drawn_or_made_is_said_before_anything_runs),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);

@@ -1,6 +1,7 @@
 /* synth.c - see synth.h. */
 #include "synth.h"
 
+#include <assert.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -173,4 +174,18 @@ void synth_query(synth *s, bool alike, double far, float *q)
         const float *own = s->cluster + h / per * D; /* of layer 0 */
         for (size_t d = 0; d < D; d++) q[h * D + d] = (1 - mix) * own[d] + (0.3f + mix) * s->spread[d] * normal(s);
     }
+}
+
+void synth_landmarks(synth *s, size_t n, float *keys)
+{
+    assert(s->shape.kv_heads == 1);
+    for (size_t i = 0; i < n; i++) next_landmark(s, 0, keys + i * s->shape.head_dim);
+}
+
+void synth_search(synth *s, const float *key, double far, float *q)
+{
+    const size_t D = s->shape.head_dim;
+    float mix = (float)far, scale = 1.0f / sqrtf((float)D);
+    for (size_t d = 0; d < D; d++)
+        q[d] = scale * ((1 - mix) * (key[d] - s->common[d]) + (0.3f + mix) * s->spread[d] * normal(s));
 }

@@ -44,6 +44,10 @@ int synth_store(cli *c, const synth *s, const char *dir, cairn_store **out);
 int synth_append(cli *c, synth *s, cairn_session *session, uint64_t blocks, bool commit, progress *bar);
 /* A new context with that many blocks. */
 int synth_context(cli *c, synth *s, cairn_store *store, const char *name, uint64_t blocks, progress *bar);
+/* Landmark keys (n, head_dim) of the first KV head for n blocks that follow one another, and a query that looks for
+ * blocks like `key`, mixed with what is unlike all of them: `far` 0 .. 1. Scaled as a search is. */
+void synth_landmarks(synth *s, size_t n, float *keys);
+void synth_search(synth *s, const float *key, double far, float *q);
 /* A query of every head (heads, head_dim), not yet rotated; those of one KV head are alike if `alike`. Like a key of
  * the stream (`far` 0) or unlike all of them (1). */
 void synth_query(synth *s, bool alike, double far, float *q);

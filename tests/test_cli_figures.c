@@ -244,6 +244,42 @@ static void kinds_are_judged_by_the_exact_one(void **state)
     json_decref(root);
 }
 
+/* ---- ingest ---- */
+
+static void the_stages_of_ingest_add_up_to_its_time(void **state)
+{
+    (void)state;
+    json_t *root = report(cairn_run("bench", "ingest", WITH_TEXT, "--tokens", "1K,4K", "--prefill", "512", "--repeats",
+                                    "2", "--json", "--plot", fx.plot),
+                          "ingest");
+    const json_t *prefill = json_object_get(root, "prefill");
+    assert_int_equal(json_number(prefill, "tokens"), 512);
+    assert_true(assert_samples(prefill, "seconds", 2) > 0);
+    double total = 0;
+    for (size_t i = 0; i < 2; i++) {
+        const json_t *cell = json_array_get(json_object_get(root, "cells"), i);
+        const json_t *stages = json_object_get(cell, "stage_seconds");
+        long long tokens = json_number(cell, "tokens");
+        assert_int_equal(tokens, i == 0 ? 1024 : 4096);
+        double seconds = real_of(cell, "seconds"), sum = 0, stretch = i == 0 ? 1024 : 3072;
+        const char *name;
+        json_t *value;
+        json_object_foreach((json_t *)stages, name, value)
+        {
+            assert_true(json_real_value(value) > 0); /* each takes some time, the model what is left */
+            sum += json_real_value(value);
+        }
+        total += seconds;
+        assert_true(sum > 0.999 * seconds && sum < 1.001 * seconds);
+        assert_true(real_of(cell, "total_seconds") > 0.999 * total && real_of(cell, "total_seconds") < 1.001 * total);
+        assert_true(real_of(cell, "tokens_per_second") * seconds > 0.999 * stretch);
+        assert_true(real_of(cell, "average_tokens_per_second") * total > 0.999 * (double)tokens);
+        assert_true(json_number(cell, "store_bytes") > tokens / 63 * 3 * 6 * 8112);
+    }
+    assert_plot("of the stretch");
+    json_decref(root);
+}
+
 /* ---- what all share ---- */
 
 static void what_cannot_be_drawn_or_made_is_said_before_anything_runs(void **state)
@@ -286,6 +322,7 @@ int main(void)
         cmocka_unit_test(a_step_reads_what_is_selected_whatever_is_stored),
         cmocka_unit_test(attention_is_measured_over_the_tiles_that_were_selected),
         cmocka_unit_test(kinds_are_judged_by_the_exact_one),
+        cmocka_unit_test(the_stages_of_ingest_add_up_to_its_time),
         cmocka_unit_test(what_cannot_be_drawn_or_made_is_said_before_anything_runs),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);

@@ -255,7 +255,8 @@ json_t *bench_json(const bench *b, const char *name, json_t *cells)
 /* ---- the benches ---- */
 
 static const cli_command *const benches[] = {&command_bench_passkey, &command_bench_ppl,    &command_bench_fetch,
-                                             &command_bench_decode,  &command_bench_attend, &command_bench_recall};
+                                             &command_bench_decode,  &command_bench_attend, &command_bench_recall,
+                                             &command_bench_ingest};
 
 const cli_command command_bench = {
     .name = "bench",

@@ -280,6 +280,30 @@ static void the_stages_of_ingest_add_up_to_its_time(void **state)
     json_decref(root);
 }
 
+/* ---- resume ---- */
+
+static void a_new_process_reads_little_of_what_is_stored(void **state)
+{
+    (void)state;
+    json_t *root =
+        report(cairn_run("bench", "resume", WITH_TEXT, "--tokens", "8K", "--repeats", "2", "--json", "--plot", fx.plot),
+               "resume");
+    const json_t *cold = cell_where(root, "state", "cold", 0), *warm = cell_where(root, "state", "warm", 0);
+    assert_int_equal(json_number(cold, "tokens"), 8192);
+    assert_true(json_number(cold, "store_bytes") > 8192 / 63 * 3 * 6 * 8112);
+    assert_true(real_of(cold, "read_bytes") < (double)json_number(cold, "store_bytes"));
+    assert_true(real_of(warm, "read_bytes") <= real_of(cold, "read_bytes"));
+    for (int k = 0; k < 2; k++) {
+        const json_t *cell = k == 0 ? cold : warm;
+        double first = assert_samples(cell, "first_token_seconds", 2);
+        assert_true(first > 0 && first < assert_samples(cell, "process_seconds", 2) + 0.01);
+        assert_true(json_number(cell, "peak_rss_bytes") > 1 << 20);
+        assert_true(real_of(cell, "ingest_seconds") > 0);
+    }
+    assert_plot("reading the text anew");
+    json_decref(root);
+}
+
 /* ---- what all share ---- */
 
 static void what_cannot_be_drawn_or_made_is_said_before_anything_runs(void **state)
@@ -323,6 +347,7 @@ int main(void)
         cmocka_unit_test(attention_is_measured_over_the_tiles_that_were_selected),
         cmocka_unit_test(kinds_are_judged_by_the_exact_one),
         cmocka_unit_test(the_stages_of_ingest_add_up_to_its_time),
+        cmocka_unit_test(a_new_process_reads_little_of_what_is_stored),
         cmocka_unit_test(what_cannot_be_drawn_or_made_is_said_before_anything_runs),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);

@@ -306,6 +306,20 @@ static void a_new_process_reads_little_of_what_is_stored(void **state)
 
 /* ---- what all share ---- */
 
+static void the_benches_of_all_run_as_processes_and_their_failure_is_passed_on(void **state)
+{
+    (void)state;
+    const outcome *o =
+        cairn_run("bench", "all", "--quick", "-m", DEMO_MODEL, "-c", "/nowhere/at/all", "--dir", fx.stores, "--json");
+    assert_code(o, 1);
+    assert_says(o->err, "cairn bench decode: ");
+    assert_says(o->err, "/nowhere/at/all");
+    json_t *root = command_json(o);
+    assert_string_equal(json_text(json_object_get(root, "error"), "message"), "bench decode failed");
+    json_decref(root);
+    assert_nothing_is_left();
+}
+
 static void what_cannot_be_drawn_or_made_is_said_before_anything_runs(void **state)
 {
     (void)state;
@@ -348,6 +362,7 @@ int main(void)
         cmocka_unit_test(kinds_are_judged_by_the_exact_one),
         cmocka_unit_test(the_stages_of_ingest_add_up_to_its_time),
         cmocka_unit_test(a_new_process_reads_little_of_what_is_stored),
+        cmocka_unit_test(the_benches_of_all_run_as_processes_and_their_failure_is_passed_on),
         cmocka_unit_test(what_cannot_be_drawn_or_made_is_said_before_anything_runs),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);

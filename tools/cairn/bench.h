@@ -108,6 +108,6 @@ void bench_print_head(const bench *b);
 json_t *bench_json(const bench *b, const char *name, json_t *cells);
 
 extern const cli_command command_bench_passkey, command_bench_ppl, command_bench_fetch, command_bench_decode,
-    command_bench_attend, command_bench_recall, command_bench_ingest, command_bench_resume;
+    command_bench_attend, command_bench_recall, command_bench_ingest, command_bench_resume, command_bench_all;
 
 #endif

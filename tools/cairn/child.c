@@ -10,7 +10,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { ARGS_MAX = 64, BLOCK = 512 };
+enum { BLOCK = 512 }; /* of ru_inblock, whatever the device */
 extern char **environ;
 
 static json_t *parse(FILE *f)
@@ -21,12 +21,18 @@ static json_t *parse(FILE *f)
 
 int child_run(cli *c, const char *const *args, bool capture, child *out)
 {
-    char *argv[ARGS_MAX] = {"cairn"};
-    size_t n = 1;
+    size_t n = 0;
     *out = (child){0};
-    while (args[n - 1] != NULL && n + 1 < ARGS_MAX) argv[n] = (char *)args[n - 1], n++;
+    while (args[n] != NULL) n++;
+    char **argv = calloc(n + 2, sizeof *argv);
+    if (argv == NULL) return cli_fail(c, EXIT_FAILED, "out of memory");
+    argv[0] = "cairn";
+    for (size_t i = 0; i < n; i++) argv[i + 1] = (char *)args[i];
     FILE *f = capture ? tmpfile() : NULL;
-    if (capture && f == NULL) return cli_fail(c, EXIT_FAILED, "cannot make a temporary file: %s", strerror(errno));
+    if (capture && f == NULL) {
+        free(argv);
+        return cli_fail(c, EXIT_FAILED, "cannot make a temporary file: %s", strerror(errno));
+    }
     posix_spawn_file_actions_t actions;
     struct rusage used;
     pid_t pid = 0;
@@ -40,6 +46,7 @@ int child_run(cli *c, const char *const *args, bool capture, child *out)
         if (errno != EINTR) error = errno;
     out->seconds = (double)(cli_now_ns() - start) * 1e-9;
     posix_spawn_file_actions_destroy(&actions);
+    free(argv);
     int code = -1;
     if (error != 0) {
         code = cli_fail(c, EXIT_FAILED, "cannot run '%s' as a process of its own: %s", args[0], strerror(error));

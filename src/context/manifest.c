@@ -18,36 +18,28 @@
 
 enum { HEAD = 16 };
 
+typedef struct manifest {
+    const uint8_t *bytes;
+    size_t n;
+} manifest;
+
+static bool write_bytes(FILE *file, const void *arg)
+{
+    const manifest *m = arg;
+    return fwrite(m->bytes, 1, m->n, file) == m->n;
+}
+
 cairn_status manifest_write(const char *path, const uint64_t *hashes, uint32_t n, uint64_t *out_hash)
 {
-    char beside[4300];
     size_t bytes = HEAD + (size_t)n * 8;
     uint8_t *text = cairn_calloc(1, bytes);
-    cairn_status st = CAIRN_OK;
-    int fd = -1;
     if (text == NULL) return cairn_fail(CAIRN_NO_MEMORY, "manifest of %u index files", (unsigned)n);
     memcpy(text, "CRNM", 4);
     cairn_put_le32(text + 4, 1);
     cairn_put_le32(text + 8, n);
     for (uint32_t i = 0; i < n; i++) cairn_put_le64(text + HEAD + (size_t)i * 8, hashes[i]);
     *out_hash = cairn_hash64(text, bytes);
-
-    snprintf(beside, sizeof beside, "%s.new", path);
-    fd = open(beside, O_CREAT | O_TRUNC | O_WRONLY | O_CLOEXEC, 0600);
-    if (fd < 0) {
-        st = cairn_fail_errno(errno, "%s", beside);
-        goto out;
-    }
-    ssize_t wrote = write(fd, text, bytes);
-    if (wrote != (ssize_t)bytes)
-        st = cairn_fail_errno(wrote < 0 ? errno : ENOSPC, "writing %zu bytes to %s", bytes, beside);
-    else if (fsync(fd) != 0)
-        st = cairn_fail_errno(errno, "syncing %s", beside);
-    else if (rename(beside, path) != 0)
-        st = cairn_fail_errno(errno, "renaming %s", beside);
-out:
-    if (fd >= 0) close(fd);
-    if (st != CAIRN_OK) unlink(beside);
+    cairn_status st = cairn_replace_file(path, write_bytes, &(manifest){text, bytes});
     cairn_free(text);
     return st;
 }

@@ -80,6 +80,7 @@ static cairn_status sync_directory_of(const char *path)
 cairn_status cairn_sealed_save(const cairn_sealed *sealed, const cairn_kind *kind, uint32_t dim, const char *path,
                                uint64_t *out_hash)
 {
+    static const char unfinished[] = CAIRN_UNFINISHED "XXXXXX";
     cairn_status st;
     cairn_sealed own = {0}; /* FAISS cannot write mapped lists: they are read again */
     char *beside = NULL;
@@ -91,14 +92,14 @@ cairn_status cairn_sealed_save(const cairn_sealed *sealed, const cairn_kind *kin
         sealed = &own;
     }
     size_t length = strlen(path);
-    beside = cairn_alloc(length + sizeof ".XXXXXX");
+    beside = cairn_alloc(length + sizeof unfinished);
     s.hasher = cairn_hasher_new();
     if (beside == NULL || s.hasher == NULL) {
         st = cairn_fail(CAIRN_NO_MEMORY, "writing %s", path);
         goto out;
     }
     memcpy(beside, path, length);
-    memcpy(beside + length, ".XXXXXX", sizeof ".XXXXXX");
+    memcpy(beside + length, unfinished, sizeof unfinished);
     s.fd = mkostemp(beside, O_CLOEXEC); /* 0600 */
     if (s.fd < 0) {
         st = cairn_fail_errno(errno, "creating a file beside %s", path);

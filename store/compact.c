@@ -498,7 +498,9 @@ static cairn_status copy(compaction *c)
     return st;
 }
 
-/* Index files of segments that are no more. Files are named "<segment>-<generation>..."; what is not is not ours. */
+/* Index files of segments that are no more, of generations not in force, and half-written ones: what a killed reindex
+ * left, or a removal that a power cut undid. Nobody writes one now: we have the store to ourselves. Files are named
+ * "<segment>-<generation>..."; what is not is not ours. */
 static void remove_stale_indexes(const compaction *c)
 {
     char path[STORE_PATH_MAX];
@@ -508,11 +510,12 @@ static void remove_stale_indexes(const compaction *c)
     if (dir == NULL && fd >= 0) close(fd);
     if (dir == NULL) return;
     for (const struct dirent *entry; (entry = readdir(dir)) != NULL;) {
-        unsigned long long segment;
-        char dash;
-        if (sscanf(entry->d_name, "%20llu%c", &segment, &dash) != 2 || dash != '-') continue;
+        unsigned long long segment, generation;
+        if (sscanf(entry->d_name, "%20llu-%20llu", &segment, &generation) != 2) continue;
         const part *p = part_of(c, segment);
-        if (p == NULL || p->new_id != segment) unlinkat(dirfd(dir), entry->d_name, 0);
+        if (p == NULL || p->new_id != segment || p->record.info.generation != generation ||
+            strstr(entry->d_name, CAIRN_UNFINISHED) != NULL)
+            unlinkat(dirfd(dir), entry->d_name, 0);
     }
     closedir(dir);
 }

@@ -118,6 +118,9 @@ uint64_t cairn_hash64_two(const void *a, size_t a_bytes, const void *b, size_t b
 
 /* ---- files ---- */
 
+/* In the names of files that are not whole yet, followed by six characters: what a kill leaves can be told. */
+#define CAIRN_UNFINISHED ".new-"
+
 /* `write` fills a file beside `path` (0600), which then takes its place: readers see the old one or all of the new one,
  * and after a crash too. On failure (write returned false, with errno) the old one is as it was. */
 cairn_status cairn_replace_file(const char *path, bool (*write)(FILE *file, const void *arg), const void *arg);

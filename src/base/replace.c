@@ -23,7 +23,7 @@ static cairn_status sync_directory(const char *path)
 
 cairn_status cairn_replace_file(const char *path, bool (*write)(FILE *file, const void *arg), const void *arg)
 {
-    static const char suffix[] = ".new-XXXXXX";
+    static const char suffix[] = CAIRN_UNFINISHED "XXXXXX";
     size_t n = strlen(path);
     cairn_status st = CAIRN_OK;
     FILE *f = NULL;

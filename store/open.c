@@ -208,6 +208,34 @@ static cairn_status make_dir(const char *path, const char *name)
     return chmod(full, 0700) == 0 ? CAIRN_OK : cairn_fail_errno(errno, "%s", full);
 }
 
+/* A creation that was killed left no contexts. Where there are some, it is the pointer that was lost. */
+static cairn_status refuse_to_bury(const char *path, uint64_t map_bytes)
+{
+    cairn_status status = CAIRN_OK;
+    DIR *dir = opendir(path);
+    if (dir == NULL) return cairn_fail_errno(errno, "%s", path);
+    for (struct dirent *e; status == CAIRN_OK && (e = readdir(dir)) != NULL;) {
+        uint32_t number;
+        store_identity identity;
+        store_data data;
+        MDB_txn *txn = NULL;
+        MDB_stat contexts = {0};
+        if (!is_data_dir(e->d_name, &number) ||
+            store_data_open(path, number, map_bytes, false, false, &data, &identity) != CAIRN_OK)
+            continue;
+        if (mdb_txn_begin(data.env, NULL, MDB_RDONLY, &txn) == 0) mdb_stat(txn, data.dbi[DB_CONTEXT], &contexts);
+        mdb_txn_abort(txn);
+        store_data_close(&data);
+        if (contexts.ms_entries > 0)
+            status = cairn_fail(CAIRN_CORRUPT,
+                                "%s/current is missing, but %s holds %zu contexts: a line '%s' in a file of that name "
+                                "brings them back",
+                                path, e->d_name, contexts.ms_entries, e->d_name);
+    }
+    closedir(dir);
+    return status;
+}
+
 /* Under the exclusive lock. The pointer is written last: before it, there is no store. */
 static cairn_status create(const char *path, const cairn_store_options *opt)
 {
@@ -217,7 +245,8 @@ static cairn_status create(const char *path, const cairn_store_options *opt)
         return cairn_fail_errno(errno, "%s: random bytes for the store's name", path);
     identity.uuid[6] = (uint8_t)((identity.uuid[6] & 0x0f) | 0x40); /* version 4, RFC 4122 */
     identity.uuid[8] = (uint8_t)((identity.uuid[8] & 0x3f) | 0x80);
-    cairn_status status = remove_leftovers(path, 0);
+    cairn_status status = refuse_to_bury(path, opt->map_bytes);
+    if (status == CAIRN_OK) status = remove_leftovers(path, 0);
     if (status == CAIRN_OK) status = make_dir(path, "index");
     if (status == CAIRN_OK) status = make_dir(path, "lease");
     if (status == CAIRN_OK) status = store_data_create(path, 1, &identity, opt->map_bytes, false, &data);
@@ -286,12 +315,13 @@ static cairn_status env_open(const char *path, const struct stat *st, const cair
     if (env->lock_fd >= 0 && (status = lock_wait(path, env->lock_fd, F_RDLCK)) != CAIRN_OK) goto out;
     if ((status = store_current_read(path, &number)) == CAIRN_NOT_FOUND)
         status = cairn_fail(CAIRN_NOT_FOUND, "no store at '%s'", path);
-    if (status == CAIRN_OK && !opt->read_only) status = remove_leftovers(path, number);
     if (status == CAIRN_OK && !opt->read_only) status = make_dir(path, "index");
     if (status == CAIRN_OK && !opt->read_only) status = make_dir(path, "lease");
     if (status == CAIRN_OK)
         status =
             store_data_open(path, number, opt->map_bytes, opt->read_only, opt->no_sync, &env->data, &env->identity);
+    /* Only now: a pointer with a flipped bit names another directory, and the store would be the leftover. */
+    if (status == CAIRN_OK && !opt->read_only) status = remove_leftovers(path, number);
 out:
     if (status != CAIRN_OK) {
         env_free(env);

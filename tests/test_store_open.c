@@ -269,6 +269,27 @@ static void a_pointer_file_that_names_no_data_directory_is_corrupt(void **state)
     free(current);
 }
 
+static void a_damaged_or_lost_pointer_never_costs_the_data(void **state)
+{
+    fixture *fx = *state;
+    char *current = test_path(fx->path, "current");
+    cairn_store *store;
+    uint64_t id;
+    assert_ok(cairn_context_create(fx->store, "hours of work", &id));
+    cairn_store_close(fx->store);
+    fx->store = NULL;
+    test_write_file(current, "data-3\n", 7); /* one bit */
+    assert_int_equal(open_as(fx->path, false, false, NULL, &store), CAIRN_CORRUPT);
+    assert_int_equal(unlink(current), 0);
+    assert_int_equal(open_as(fx->path, true, false, &tiny, &store), CAIRN_CORRUPT);
+    assert_says("data-1 holds 1 contexts");
+    test_write_file(current, "data-1\n", 7);
+    fixture_open(fx, false);
+    assert_int_equal(stat_of(fx->store).contexts, 1);
+    assert_sound(fx->store);
+    free(current);
+}
+
 static void data_directories_the_pointer_does_not_name_are_removed_by_a_writing_open(void **state)
 {
     fixture *fx = *state;
@@ -363,6 +384,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_half_made_store_is_not_mistaken_for_one_and_create_finishes_it, setup_tiny,
                                         teardown),
         cmocka_unit_test_setup_teardown(a_pointer_file_that_names_no_data_directory_is_corrupt, setup_tiny, teardown),
+        cmocka_unit_test_setup_teardown(a_damaged_or_lost_pointer_never_costs_the_data, setup_tiny, teardown),
         cmocka_unit_test_setup_teardown(data_directories_the_pointer_does_not_name_are_removed_by_a_writing_open,
                                         setup_tiny, teardown),
         cmocka_unit_test_setup_teardown(links_in_a_store_are_not_followed, setup_tiny, teardown),

@@ -107,8 +107,11 @@ cairn_status store_write_begin(cairn_store *store, const char *what, MDB_txn **o
     if (store->read_only)
         return cairn_fail(CAIRN_INVALID, "%s: %s: the store was opened read-only", store->env->path, what);
     cairn_status status = begin(store->env, 0, what, out);
-    if (status == CAIRN_OK) store_hold_xfsz();
-    return status;
+    if (status != CAIRN_OK) return status;
+    int gone = 0; /* a killed reader would keep freed pages from reuse: for as long as one ingest goes on */
+    mdb_reader_check(store->env->data.env, &gone);
+    store_hold_xfsz();
+    return CAIRN_OK;
 }
 
 cairn_status store_write_commit(cairn_store *store, const char *what, MDB_txn **txn)

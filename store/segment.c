@@ -208,10 +208,8 @@ static cairn_status free_segment(cairn_store *store, uint64_t segment, uint64_t 
 
 cairn_status store_free_segments(cairn_store *store, const uint64_t *segments, uint32_t n)
 {
-    int gone = 0;
     uint64_t blocks = 0;
     cairn_status status = CAIRN_OK;
-    if (n > 0) mdb_reader_check(store->env->data.env, &gone); /* a dead reader would keep the freed pages from reuse */
     for (uint32_t i = 0; i < n && status == CAIRN_OK; i++) status = free_segment(store, segments[i], &blocks);
     return status;
 }
@@ -219,11 +217,9 @@ cairn_status store_free_segments(cairn_store *store, const uint64_t *segments, u
 cairn_status cairn_store_sweep(cairn_store *store, uint64_t *out_freed)
 {
     uint64_t segment = 0, freed = 0;
-    int gone = 0;
     cairn_status status = CAIRN_OK;
     if (store->read_only)
         return cairn_fail(CAIRN_INVALID, "%s: sweeping: the store was opened read-only", store->env->path);
-    mdb_reader_check(store->env->data.env, &gone);
     while (status == CAIRN_OK && (status = next_dying(store, segment, &segment)) == CAIRN_OK && segment != 0)
         status = free_segment(store, segment, &freed);
     if (out_freed != NULL) *out_freed = freed;

@@ -21,8 +21,6 @@ cairn_status cairn_writer_begin(cairn_store *store, const char *context, cairn_w
     cairn_writer *writer = cairn_calloc(1, sizeof *writer);
     if (writer == NULL) return cairn_fail(CAIRN_NO_MEMORY, "a writer of context '%.100s'", context);
     writer->store = store;
-    int gone = 0;
-    mdb_reader_check(store->env->data.env, &gone); /* a killed reader would keep freed pages from reuse */
     cairn_status status = store_read_begin(store, &txn);
     if (status != CAIRN_OK) goto out;
     status = store_context_named(store, txn, context, &record);

@@ -636,6 +636,41 @@ static void many_reading_processes_see_whole_commits_while_one_writes(void **sta
     fixture_free(fx);
 }
 
+static void look_and_stay(int in, int out, void *arg)
+{
+    fixture *fx = arg;
+    cairn_snapshot *snap;
+    must(open_store(fx->path, false, 0, &fx->store) == CAIRN_OK);
+    must(cairn_snapshot_begin(fx->store, &snap) == CAIRN_OK);
+    tell(out);
+    hear(in); /* until it is killed */
+}
+
+static void a_reader_killed_while_an_ingest_goes_on_does_not_make_the_file_grow(void **state)
+{
+    (void)state;
+    fixture *fx = new_fixture();
+    cairn_writer *writer;
+    cairn_store_stat before, after;
+    assert_ok(open_store(fx->path, true, 0, &fx->store));
+    assert_ok(cairn_context_create(fx->store, "a", NULL));
+    assert_ok(cairn_writer_begin(fx->store, "a", &writer)); /* held all the time, as by an ingest of hours */
+    assert_ok(commit(fx, writer, 5, 0, 8, 0));
+    child c = start(look_and_stay, fx);
+    assert_true(hear(c.from));
+    kill(c.pid, SIGKILL);
+    assert_int_equal(end(c), -SIGKILL);
+    for (uint64_t i = 0; i < 20; i++) assert_ok(commit(fx, writer, 5, 8, 0, 1 + i % 50));
+    assert_ok(cairn_store_stat_get(fx->store, &before));
+    for (uint64_t i = 0; i < 200; i++) assert_ok(commit(fx, writer, 5, 8, 0, 1 + i % 50));
+    assert_ok(cairn_store_stat_get(fx->store, &after));
+    assert_int_equal(after.file_bytes, before.file_bytes);
+    assert_int_equal(after.readers, 0);
+    cairn_writer_end(writer);
+    assert_clean(fx->store);
+    fixture_free(fx);
+}
+
 static void a_store_on_a_read_only_file_system_is_read_without_leaving_a_trace(void **state)
 {
     (void)state;
@@ -685,6 +720,7 @@ int main(void)
         cmocka_unit_test(where_addresses_are_few_a_smaller_map_is_reserved),
         cmocka_unit_test(a_file_grown_by_another_process_is_mapped_anew),
         cmocka_unit_test(many_reading_processes_see_whole_commits_while_one_writes),
+        cmocka_unit_test(a_reader_killed_while_an_ingest_goes_on_does_not_make_the_file_grow),
         cmocka_unit_test(a_store_on_a_read_only_file_system_is_read_without_leaving_a_trace),
     };
     signal(SIGPIPE, SIG_IGN);

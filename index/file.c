@@ -100,12 +100,14 @@ cairn_status cairn_sealed_save(const cairn_sealed *sealed, const cairn_kind *kin
     }
     memcpy(beside, path, length);
     memcpy(beside + length, unfinished, sizeof unfinished);
-    s.fd = mkostemp(beside, O_CLOEXEC); /* 0600 */
+    s.fd = mkostemp(beside, O_CLOEXEC);
     if (s.fd < 0) {
         st = cairn_fail_errno(errno, "creating a file beside %s", path);
         goto out;
     }
-    if ((st = write_to(sealed, dim, &s)) != CAIRN_OK) {
+    if (!cairn_make_private(s.fd)) {
+        st = cairn_fail_errno(errno, "mode of a file beside %s", path);
+    } else if ((st = write_to(sealed, dim, &s)) != CAIRN_OK) {
         st = cairn_fail_within(st, "%s", path);
     } else if (fsync(s.fd) != 0) {
         st = cairn_fail_errno(errno, "syncing %s", path);

@@ -453,8 +453,13 @@ cairn_status cairn_context_export(cairn_store *store, const char *name, const ch
     x = (exporter){.a = a, .snap = snap};
     if ((st = exporter_new(store, &x)) != CAIRN_OK) goto out;
 
-    s.fd = open(beside, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
-    if (s.fd < 0) {
+    /* Made here, so that nobody else has it open: what a killed export of this number left is put away first. */
+    if (unlink(beside) != 0 && errno != ENOENT) {
+        st = cairn_fail_errno(errno, "%s", beside);
+        goto out;
+    }
+    s.fd = open(beside, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    if (s.fd < 0 || !cairn_make_private(s.fd)) {
         st = cairn_fail_errno(errno, "%s", beside);
         goto out;
     }

@@ -118,6 +118,10 @@ uint64_t cairn_hash64_two(const void *a, size_t a_bytes, const void *b, size_t b
 
 /* ---- files ---- */
 
+/* Mode 0600 whatever the umask: a K/V memory is as private as its text. False, with errno, if it cannot be; a file
+ * system that has no modes is no failure. */
+bool cairn_make_private(int fd);
+
 /* In the names of files that are not whole yet, followed by six characters: what a kill leaves can be told. */
 #define CAIRN_UNFINISHED ".new-"
 

@@ -4,7 +4,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 #include <unistd.h>
+
+bool cairn_make_private(int fd)
+{
+    return fchmod(fd, 0600) == 0 || errno == EPERM || errno == ENOTSUP;
+}
 
 /* A new name in a directory is safe on disk only when the directory is. */
 static cairn_status sync_directory(const char *path)
@@ -32,9 +38,14 @@ cairn_status cairn_replace_file(const char *path, bool (*write)(FILE *file, cons
     if (beside == NULL) return cairn_fail(CAIRN_NO_MEMORY, "name of a file beside %s", path);
     memcpy(beside, path, n);
     memcpy(beside + n, suffix, sizeof suffix);
-    fd = mkostemp(beside, O_CLOEXEC); /* 0600 */
+    fd = mkostemp(beside, O_CLOEXEC);
     if (fd < 0) {
         st = cairn_fail_errno(errno, "creating %s", beside);
+        goto out;
+    }
+    if (!cairn_make_private(fd)) {
+        st = cairn_fail_errno(errno, "mode of %s", beside);
+        close(fd);
         goto out;
     }
     f = fdopen(fd, "wb");

@@ -121,10 +121,12 @@ static bool stat_segment(void *arg, const cairn_segment_info *info)
     const char *asked = info->index_kind[0] != 0 ? info->index_kind : "auto";
     const char *made = info->index_made[0] != 0 ? info->index_made : "scan";
     if (s->json != NULL) {
-        json_array_append_new(s->json, json_pack("{s:o, s:i, s:i, s:s, s:s, s:i, s:s}", "id", json_count(info->id),
-                                                 "blocks", (int)info->blocks, "references", (int)info->references,
-                                                 "index_asked", asked, "index", made, "index_blocks",
-                                                 (int)info->index_blocks, "why", info->index_why));
+        json_array_append_new(s->json,
+                              json_pack("{s:o, s:i, s:i, s:o, s:o, s:i, s:o}", "id", json_count(info->id), "blocks",
+                                        (int)info->blocks, "references", (int)info->references, "index_asked",
+                                        json_bytes(asked, strlen(asked)), "index", json_bytes(made, strlen(made)),
+                                        "index_blocks", (int)info->index_blocks, "why",
+                                        json_bytes(info->index_why, strlen(info->index_why))));
         return true;
     }
     human id, blocks, indexed, refs;

@@ -14,10 +14,14 @@
 
 static progress *shown; /* the line that stands on the terminal, to be cleared before another is written */
 
+/* Sentences quote names of files, models and contexts that a stranger may have chosen. */
 static void say(const cli *c, const char *kind, const char *sentence)
 {
     if (shown != NULL) progress_clear(shown);
-    fprintf(stderr, "cairn%s%s: %s%s\n", c->command[0] != 0 ? " " : "", c->command, kind, sentence);
+    char *plain = plain_text(sentence);
+    fprintf(stderr, "cairn%s%s: %s%s\n", c->command[0] != 0 ? " " : "", c->command, kind,
+            plain != NULL ? plain : "out of memory");
+    free(plain);
 }
 
 static void fail_json(cli *c, int code, const char *status, const char *sentence)
@@ -179,6 +183,29 @@ static size_t utf8_length(const unsigned char *s, size_t n)
     return length;
 }
 
+/* C0, DEL and C1 (U+0080..U+009F, two bytes from 0xc2) can drive a terminal. */
+static bool is_control(const unsigned char *s, size_t length)
+{
+    return length == 1 ? s[0] < 0x20 || s[0] == 0x7f : length == 2 && s[0] == 0xc2 && s[1] < 0xa0;
+}
+
+char *plain_text(const char *text)
+{
+    size_t n = strlen(text), at = 0;
+    char *out = malloc(n + 1);
+    if (out == NULL) return NULL;
+    for (size_t i = 0; i < n;) {
+        size_t length = utf8_length((const unsigned char *)text + i, n - i);
+        if (length == 0 || is_control((const unsigned char *)text + i, length))
+            out[at++] = '?';
+        else
+            memcpy(out + at, text + i, length), at += length;
+        i += length == 0 ? 1 : length;
+    }
+    out[at] = 0;
+    return out;
+}
+
 char *printable_text(const char *bytes, size_t n, size_t max_bytes)
 {
     char *text = malloc(max_bytes + sizeof "...");
@@ -188,9 +215,7 @@ char *printable_text(const char *bytes, size_t n, size_t max_bytes)
     bool blank = false; /* a blank is due before the next character; none leads or trails */
     for (size_t i = 0; i < n;) {
         size_t length = utf8_length(s + i, n - i);
-        /* C0, DEL and C1 (U+0080..U+009F, two bytes from 0xc2) can drive a terminal. */
-        bool control = length == 1 ? s[i] <= 0x20 || s[i] == 0x7f : length == 2 && s[i] == 0xc2 && s[i + 1] < 0xa0;
-        if (control) {
+        if (s[i] == ' ' || is_control(s + i, length)) {
             blank = at > 0;
             i += length;
             continue;
@@ -230,7 +255,8 @@ static void table_add(table *t, const char *const *cells)
         t->cells = grown;
         t->cap = cap;
     }
-    for (size_t i = 0; i < t->columns; i++) t->cells[t->rows * t->columns + i] = strdup(cells[i]);
+    for (size_t i = 0; i < t->columns; i++) /* a store may come from a stranger: no text of it drives the terminal */
+        t->cells[t->rows * t->columns + i] = plain_text(cells[i]);
     t->rows++;
 }
 

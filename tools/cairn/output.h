@@ -18,7 +18,11 @@ const char *human_date(human *h, uint64_t wall_ns);  /* "2024-05-01 13:37:00", l
  * bytes that are not UTF-8 a '?', at most max_bytes (then "..."). malloc'ed; NULL when out of memory. */
 char *printable_text(const char *bytes, size_t n, size_t max_bytes);
 
-/* Columns are as wide as their widest cell; a column with right[i] is flush right. Cells are copied. */
+/* The same text with a '?' for each control character and each byte that is not UTF-8. malloc'ed; NULL when out of
+ * memory. */
+char *plain_text(const char *text);
+
+/* Columns are as wide as their widest cell; a column with right[i] is flush right. Cells are copied, as plain_text. */
 typedef struct table table;
 table *table_new(size_t columns, const char *const *heads, const bool *right);
 void table_row(table *t, const char *const *cells);

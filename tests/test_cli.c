@@ -505,6 +505,26 @@ static void without_retrieval_the_key_is_out_of_sight(void **state)
     assert_null(strstr(o->out, "48213"));
 }
 
+static void an_answer_says_how_many_stored_blocks_it_used(void **state)
+{
+    (void)state; /* a context that is stored and not used cannot pass unseen */
+    long long used[3];
+    static const char *const k[] = {"0", "4", "all"};
+    for (size_t i = 0; i < 3; i++) {
+        const outcome *o =
+            cairn_run("ask", fx.store, "-m", DEMO_MODEL, "-c", "book", "-n", "2", "--top-k", k[i], "--json", QUESTION);
+        assert_code(o, 0);
+        json_t *root = command_json(o);
+        json_t *stats = json_object_get(root, "stats");
+        assert_int_equal(json_number(stats, "stored_blocks"), (TEXT_BYTES + 1) / 63);
+        used[i] = json_number(stats, "stored_blocks_used");
+        json_decref(root);
+    }
+    assert_true(used[0] <= 1); /* the window alone */
+    assert_true(used[1] > 4 && used[1] < used[2]);
+    assert_int_equal(used[2], (TEXT_BYTES + 1) / 63);
+}
+
 static void several_contexts_compete_in_one_search_and_idle_ones_are_named(void **state)
 {
     (void)state;
@@ -769,6 +789,7 @@ int main(void)
         cmocka_unit_test(sampling_follows_its_seed),
         cmocka_unit_test(the_prompt_may_come_from_standard_input),
         cmocka_unit_test(without_retrieval_the_key_is_out_of_sight),
+        cmocka_unit_test(an_answer_says_how_many_stored_blocks_it_used),
         cmocka_unit_test(several_contexts_compete_in_one_search_and_idle_ones_are_named),
         cmocka_unit_test(keep_adds_prompt_and_answer_to_the_context),
         cmocka_unit_test(a_fork_answers_like_its_parent_and_lives_on_without_it),

@@ -102,13 +102,17 @@ static void another_model_than_the_stores_is_refused_and_both_are_named(void **s
 {
     (void)state;
     const char *other = CAIRN_TEST_DATA "/golden/clamped_forward.gguf";
-    const outcome *o = cairn_run("ingest", fx.store, "-m", other, "-c", "x", fx.text);
-    assert_code(o, 1);
-    assert_says(o->err, "cairn-tiny");
-    o = cairn_run("ask", fx.store, "-m", other, "-c", "book", "x");
-    assert_code(o, 1);
-    assert_says(o->err, "cairn-tiny");
-    o = cairn_run("ingest", fx.store, "-m", DEMO_MODEL, "-c", "x", "--dtype", "q8", fx.text);
+    static const char *const ways[][4] = {
+        {"ingest", "-c", "x", NULL}, {"ask", "-c", "book", "x"}, {"show", "book", NULL}, {"reindex", "-c", "book"}};
+    for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) {
+        const outcome *o = command_run(NULL, 0,
+                                       (const char *const[]){ways[i][0], fx.store, "-m", other, ways[i][1], ways[i][2],
+                                                             i == 0 ? fx.text : ways[i][3], NULL});
+        assert_code(o, 1);
+        assert_says(o->err, "belongs to model 'cairn-tiny' (fingerprint ");
+        assert_says(o->err, "not to 'clamped_forward' (");
+    }
+    const outcome *o = cairn_run("ingest", fx.store, "-m", DEMO_MODEL, "-c", "x", "--dtype", "q8", fx.text);
     assert_code(o, 1);
     assert_says(o->err, "f16");
     assert_null(strstr(cairn_run("list", fx.store)->out, "x "));

@@ -215,7 +215,7 @@ static void kinds_are_judged_by_the_exact_one(void **state)
 {
     (void)state;
     json_t *root = report(cairn_run("bench", "recall", WITH_TEXT, "--tokens", "16K", "--synthetic", "64K", "--heads",
-                                    "2", "--queries", "12", "--kind", "exact", "--kind", "scan", "--kind",
+                                    "3", "--queries", "8", "--kind", "exact", "--kind", "scan", "--kind",
                                     "ivf:nprobe=1", "--json", "--plot", fx.plot),
                           "recall");
     assert_int_equal(json_array_size(json_object_get(root, "cells")), 6);

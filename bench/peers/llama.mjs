@@ -1,51 +1,56 @@
-// One process of bench/peers/llama.py: llama.cpp, through node-llama-cpp, on a text of one token a byte.
-//   node llama.mjs MODULES MODEL TEXT STATE TOKENS THREADS GENERATE read|resume
-// read: evaluates the text, saves the state, generates. resume: loads the state in a new process and generates.
-// Prints one line of JSON; times count from the begin of the process, memory is /proc's.
-import fs from "node:fs";
-import path from "node:path";
+// llama.mjs - llama.cpp, through npm's node-llama-cpp, over a long context. One run is one process; llama.py calls it.
+//
+//   node llama.mjs read   MODEL TEXT TOKENS THREADS FLASH STEPS STATE   reads, generates, saves its state to a file
+//   node llama.mjs resume MODEL TEXT TOKENS THREADS FLASH STEPS STATE   loads the state, generates the first token
+//
+// The model has a vocabulary of bytes: token 1 is BOS, byte b is token 3 + b. Prints one JSON object. Times from the start
+// of the process are counted from `started`, an environment variable (seconds since 1970) its caller sets.
+import {createRequire} from "node:module";
+import {readFileSync, statSync} from "node:fs";
 import {pathToFileURL} from "node:url";
 
-const [modules, modelPath, textPath, statePath, size, threads, generate, what] = process.argv.slice(2);
-const began = performance.timeOrigin;
-const now = () => (Date.now() - began) / 1000;
-const {getLlama} = await import(pathToFileURL(path.join(modules, "node-llama-cpp", "dist", "index.js")).href);
-const llama = await getLlama({gpu: false, build: "never", maxThreads: Number(threads), logLevel: "error"});
-const memory = name => 1024 * Number(new RegExp(name + ":\\s+(\\d+)").exec(fs.readFileSync("/proc/self/status", "utf8"))[1]);
-const runtime_rss_bytes = memory("VmRSS"); // node's own, before there is a model
+const require = createRequire(process.cwd() + "/"); // node_modules of the current directory
+const {getLlama} = await import(pathToFileURL(require.resolve("node-llama-cpp")).href);
+const [mode, modelPath, textPath, tokens, threads, flash, steps, state] = process.argv.slice(2);
+const n = Number(tokens), started = Number(process.env.started);
+const now = () => performance.timeOrigin / 1e3 + performance.now() / 1e3;
+
+const llama = await getLlama({gpu: false, build: "never", maxThreads: Number(threads), progressLogs: false, logLevel: "error"});
 const model = await llama.loadModel({modelPath});
-// Room for the text and what is generated; f16 keys and values, as our store has.
-const context = await model.createContext({contextSize: Number(size) + 512, batchSize: 512, threads: Number(threads)});
+const context = await model.createContext({
+    contextSize: n + Number(steps) + 64, threads: Number(threads), batchSize: 512, flashAttention: flash === "1"
+});
 const sequence = context.getSequence();
-const answer = {loaded: now(), runtime_rss_bytes};
-// Our byte models have one token a byte. llama.cpp's tokenizer would write a space as the three bytes of U+2581.
-const byte0 = model.tokenize("A").at(-1) - 65;
-if (model.tokenize("Z").at(-1) !== byte0 + 90) throw new Error(`${modelPath} is not a model of bytes`);
-const tokens_of = bytes => Array.from(bytes, b => byte0 + b);
-const question = tokens_of(Buffer.from("\nWhat is the pass key? The pass key is "));
-if (what === "read") {
-    const tokens = [model.tokens.bos, ...tokens_of(fs.readFileSync(textPath))];
-    answer.tokens = tokens.length;
-    const t = now();
-    await sequence.evaluateWithoutGeneratingNewTokens(tokens);
-    answer.read_seconds = now() - t;
-    const u = now();
-    answer.state_bytes = (await sequence.saveStateToFile(statePath)).fileSize;
-    answer.save_seconds = now() - u;
+const text = readFileSync(textPath).subarray(0, n + Number(steps) + 1);
+const ids = [1, ...Array.from(text, (b) => 3 + b)];
+const out = {mode, tokens: n, threads: Number(threads), flash: flash === "1"};
+
+// Feeds one token and waits for the next one to be chosen.
+async function step(id) {
+    for await (const _ of sequence.evaluate([id], {temperature: 0, yieldEogToken: true})) break;
+}
+
+if (mode === "read") {
+    const begin = now();
+    await sequence.evaluateWithoutGeneratingNewTokens(ids.slice(0, n));
+    out.read_seconds = now() - begin;
+    const times = [];
+    for (let i = 0; i < Number(steps); i++) {
+        const before = now();
+        await step(ids[n + i]);
+        times.push(now() - before);
+    }
+    times.sort((a, b) => a - b);
+    out.step_seconds = times[Math.floor(times.length / 2)];
+    out.step_p99_seconds = times[Math.floor(times.length * 0.99)];
+    await sequence.saveStateToFile(state);
+    out.state_bytes = statSync(state).size;
 } else {
-    await sequence.loadStateFromFile(statePath, {acceptRisk: true});
-    answer.tokens = sequence.nextTokenIndex;
-    answer.state_loaded = now();
+    await sequence.loadStateFromFile(state, {acceptRisk: true});
+    out.loaded_seconds = now() - started;
+    await step(ids[n + Number(steps)]);
+    out.first_token_seconds = now() - started;
 }
-const times = [];
-for await (const _ of sequence.evaluate(question, {temperature: 0})) {
-    times.push(now());
-    if (times.length >= Number(generate)) break;
-}
-answer.first_token_seconds = times[0]; // since the process began
-answer.generated = times.length;
-const steps = times.slice(1).map((x, i) => x - times[i]).sort((a, b) => a - b);
-answer.token_milliseconds = steps.length ? 1000 * (times.at(-1) - times[0]) / steps.length : null;
-answer.peak_rss_bytes = memory("VmHWM");
-console.log(JSON.stringify(answer));
+out.peak_rss_bytes = 1024 * Number(/VmHWM:\s+(\d+)/.exec(readFileSync("/proc/self/status", "utf8"))[1]);
+console.log(JSON.stringify(out));
 process.exit(0);

@@ -238,7 +238,8 @@ static int model_keys(run_state *r, uint64_t tokens, keys *x)
     if (code < 0 && st == CAIRN_OK) st = cairn_runtime_begin(r->b.model.model, session, 0, &runtime);
     uint64_t steps = (flags.queries + per - 1) / per;
     for (uint64_t i = 0; code < 0 && st == CAIRN_OK && i < steps; i++)
-        st = cairn_runtime_feed(runtime, r->text.tokens + tokens + i, 1, NULL);
+        st =
+            cairn_runtime_feed(runtime, r->text.tokens + tokens + i, 1, r->dense); /* with logits: the last layer too */
     cairn_runtime_end(runtime);
     cairn_session_end(session);
     if (code < 0 && st != CAIRN_OK) code = cli_fail_status(r->b.c, st);

@@ -88,6 +88,7 @@ typedef struct bench_costs { /* of growing, seconds */
     uint64_t tokens;
     double all, search, fetch, attend, commit; /* the rest of `all` is the model's own work */
 } bench_costs;
+int bench_lengths_check(cli *c, cli_numbers tokens); /* a usage error unless they ascend, as the text does */
 int bench_text_open(bench *b, uint64_t tokens, bench_text *out);
 void bench_text_close(bench_text *t);
 /* Ingests up to token `to`, as 'cairn ingest' does. costs (may be NULL) are of this call alone. */

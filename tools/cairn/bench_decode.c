@@ -195,10 +195,8 @@ static int plan(run_state *r)
     static uint64_t default_tokens[] = {16 << 10, 64 << 10, 256 << 10, 1 << 20};
     cli_numbers tokens = flags.tokens.n > 0 ? flags.tokens : (cli_numbers){default_tokens, 4};
     const uint32_t C = r->b.model.shape->block_tokens;
-    for (size_t i = 1; i < tokens.n; i++)
-        if (tokens.items[i] <= tokens.items[i - 1])
-            return cli_usage(r->b.c, "--tokens: lengths ascend, %llu does not follow %llu",
-                             (unsigned long long)tokens.items[i], (unsigned long long)tokens.items[i - 1]);
+    int code = bench_lengths_check(r->b.c, tokens);
+    if (code >= 0) return code;
     r->threads[r->n_threads++] = r->b.options.threads != 0 ? r->b.options.threads : 1;
     long cores = sysconf(_SC_NPROCESSORS_ONLN);
     if (r->b.options.threads == 0 && cores > 1) r->threads[r->n_threads++] = (uint32_t)cores;

@@ -463,11 +463,8 @@ static int plan_and_measure(run_state *r, int argc, char **argv)
     cli_numbers tokens = flags.bench.model == NULL ? none
                          : flags.tokens.n > 0      ? flags.tokens
                                                    : (cli_numbers){default_tokens, 2};
-    int code = -1;
-    for (size_t i = 1; i < tokens.n; i++)
-        if (tokens.items[i] <= tokens.items[i - 1])
-            return cli_usage(r->b.c, "--tokens: lengths ascend, %llu does not follow %llu",
-                             (unsigned long long)tokens.items[i], (unsigned long long)tokens.items[i - 1]);
+    int code = bench_lengths_check(r->b.c, tokens);
+    if (code >= 0) return code;
     r->n_cells = (tokens.n + flags.synthetic.n) * kinds.n;
     r->cells = calloc(r->n_cells, sizeof *r->cells);
     if (r->cells == NULL) return no_memory(r);

@@ -129,14 +129,12 @@ static int plan_and_measure(run_state *r)
 {
     static uint64_t default_tokens[] = {16 << 10, 256 << 10};
     cli_numbers tokens = flags.tokens.n > 0 ? flags.tokens : (cli_numbers){default_tokens, 2};
-    for (size_t i = 1; i < tokens.n; i++)
-        if (tokens.items[i] <= tokens.items[i - 1])
-            return cli_usage(r->b.c, "--tokens: lengths ascend, %llu does not follow %llu",
-                             (unsigned long long)tokens.items[i], (unsigned long long)tokens.items[i - 1]);
+    int code = bench_lengths_check(r->b.c, tokens);
+    if (code >= 0) return code;
     r->cells = calloc(tokens.n, sizeof *r->cells);
     if (r->cells == NULL) return cli_fail(r->b.c, EXIT_FAILED, "out of memory");
     r->n_cells = tokens.n;
-    int code = bench_text_open(&r->b, tokens.items[tokens.n - 1], &r->text);
+    code = bench_text_open(&r->b, tokens.items[tokens.n - 1], &r->text);
     progress_init(&r->bar, r->b.c, "resume");
     r->bar.unit = "tokens";
     for (size_t i = 0; code < 0 && i < tokens.n; i++) {

@@ -4,6 +4,15 @@
 #include <stdlib.h>
 #include <string.h>
 
+int bench_lengths_check(cli *c, cli_numbers tokens)
+{
+    for (size_t i = 1; i < tokens.n; i++)
+        if (tokens.items[i] <= tokens.items[i - 1])
+            return cli_usage(c, "--tokens: lengths ascend, %llu does not follow %llu",
+                             (unsigned long long)tokens.items[i], (unsigned long long)tokens.items[i - 1]);
+    return -1;
+}
+
 int bench_text_open(bench *b, uint64_t tokens, bench_text *out)
 {
     uint64_t bytes = tokens - bench_has_bos(b);

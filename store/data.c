@@ -13,7 +13,7 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
-enum { LOCK_FILE_BYTES = 72 * 1024, SHORT_WRITE_BYTES = 1 << 20 };
+enum { LOCK_FILE_BYTES = 72 * 1024, SHORT_WRITE_BYTES = 1 << 20, WALK_PAGES_MAX = 4096 };
 #define MAP_BYTES_MIN (UINT64_C(1) << 20)
 
 cairn_status store_join(char out[STORE_PATH_MAX], const char *dir, const char *name)
@@ -339,23 +339,27 @@ cairn_status store_trees(page_file *file, page_tree *out, void (*damage)(void *,
     return status;
 }
 
-/* Every page the trees reach must lie inside the file. LMDB trims nothing, but the file may legally end before its
- * last page number, when the last pages are free: then, and only then, all trees are walked. Otherwise the small trees
- * are, and of the large ones the end, where the last records are. */
+/* Every page the trees reach must lie inside the file. All of them are walked, and the free list must name none of
+ * them: a flipped bit in a pointer leads to what somebody else uses, or to a page that was this one's before a change
+ * and is free now, where every record has the right hash and is the wrong one. Where the trees are large (16 MiB of
+ * leaves: two million tiles) the ones of tokens, landmarks and tiles are walked only to their ends, unless the file
+ * ends before its last page: LMDB trims nothing, but that is legal when the last pages are free. */
 static cairn_status check_pages(page_file *file)
 {
     page_tree of[DB_COUNT];
     const page_visitor nobody = {0};
     uint64_t needed = (file->last_page + 1) * file->page_bytes;
     bool is_short = file->file_bytes < needed;
-    cairn_status status = is_short ? page_file_keep_used(file) : CAIRN_OK;
+    cairn_status status = page_file_keep_used(file);
     if (status == CAIRN_OK) status = store_trees(file, of, NULL, NULL);
-    if (status == CAIRN_OK && is_short) status = page_walk(file, "free", &file->free_tree, PAGE_WALK_NUMBERS, &nobody);
+    uint64_t leaves = file->free_tree.leaf_pages + file->free_tree.overflow_pages;
+    for (int db = 0; db < DB_COUNT && status == CAIRN_OK; db++) leaves += of[db].leaf_pages;
+    bool whole = is_short || leaves <= WALK_PAGES_MAX;
     for (int db = 0; db < DB_COUNT && status == CAIRN_OK; db++) {
         bool large = db == DB_TOKENS || db == DB_LANDMARK || db == DB_TILE;
-        status =
-            page_walk(file, store_db_names[db], &of[db], large && !is_short ? PAGE_WALK_END : PAGE_WALK_ALL, &nobody);
+        status = page_walk(file, store_db_names[db], &of[db], large && !whole ? PAGE_WALK_END : PAGE_WALK_ALL, &nobody);
     }
+    if (status == CAIRN_OK && whole) status = page_walk_free(file, NULL, NULL);
     cairn_free(file->used);
     file->used = NULL;
     if (status == CAIRN_CORRUPT && is_short)

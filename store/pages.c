@@ -24,6 +24,7 @@ enum {
     META_MAIN = PAGE_HEADER + 72,
     META_LAST = PAGE_HEADER + 120,
     META_TXN = PAGE_HEADER + 128,
+    FREE_TREE_FLAGS = 8, /* keys are numbers */
     KEY_MAX = 511,
     DEPTH_MAX = 32, /* LMDB's cursor stack */
     PAGE_BYTES_MIN = 256,
@@ -69,13 +70,76 @@ static cairn_status read_meta(const page_file *file, unsigned which, uint8_t met
                           (unsigned long long)file->file_bytes,
                           (unsigned long long)2 * (file->page_bytes != 0 ? file->page_bytes : 4096));
     }
-    if ((cairn_get_le16(meta + 10) & PAGE_META) == 0 || cairn_get_le32(meta + META_MAGIC) != LMDB_MAGIC)
+    if (cairn_get_le16(meta + 10) != PAGE_META || cairn_get_le32(meta + META_MAGIC) != LMDB_MAGIC)
         return cairn_fail(CAIRN_CORRUPT, "%s: meta page %u is not LMDB's (magic %08x, expected %08x)", file->path,
                           which, cairn_get_le32(meta + META_MAGIC), LMDB_MAGIC);
     if (cairn_get_le32(meta + META_VERSION) != 1)
         return cairn_fail(CAIRN_UNSUPPORTED, "%s: LMDB data version %u, this library reads version 1", file->path,
                           cairn_get_le32(meta + META_VERSION));
+    /* the free tree's flags hold the environment's too, of which we use none: with one set LMDB would map the file
+     * elsewhere, for instance */
+    if (cairn_get_le16(meta + META_FREE + 4) != FREE_TREE_FLAGS)
+        return cairn_fail(CAIRN_CORRUPT, "%s: meta page %u: flags %04x, expected %04x", file->path, which,
+                          cairn_get_le16(meta + META_FREE + 4), FREE_TREE_FLAGS);
     return CAIRN_OK;
+}
+
+#define KEY_UNREADABLE UINT64_MAX
+
+/* The last key of a free tree, 0 of an empty one. Pages that are not such a tree's are left to the walk to name. */
+static uint64_t last_free_key(const page_file *file, const page_tree *tree)
+{
+    uint8_t header[PAGE_HEADER], node[NODE_HEADER + 8], offset[2];
+    uint64_t page = tree->root;
+    if (page == NO_ROOT) return 0;
+    for (unsigned depth = tree->depth; depth > 0 && depth <= DEPTH_MAX; depth--) {
+        if (page >= file->file_bytes / file->page_bytes) break;
+        uint64_t at = page * file->page_bytes;
+        if (!read_at(file->fd, header, sizeof header, at)) break;
+        unsigned lower = cairn_get_le16(header + 12);
+        if (cairn_get_le64(header) != page || cairn_get_le16(header + 10) != (depth == 1 ? PAGE_LEAF : PAGE_BRANCH) ||
+            lower < PAGE_HEADER + 2 || lower > file->page_bytes || !read_at(file->fd, offset, 2, at + lower - 2))
+            break;
+        unsigned last = cairn_get_le16(offset);
+        if (last > file->page_bytes - sizeof node || !read_at(file->fd, node, sizeof node, at + last)) break;
+        if (depth == 1) return cairn_get_le64(node + NODE_HEADER);
+        page = (uint64_t)cairn_get_le32(node) | (uint64_t)cairn_get_le16(node + 4) << 32;
+    }
+    return KEY_UNREADABLE;
+}
+
+/* LMDB believes the meta page with the larger transaction number: a flipped bit in one of them, and the last commit
+ * would be gone without a word. But transaction n writes meta page n % 2, so the two are neighbours (in a new file both
+ * are 0); and every transaction after the first gives pages back, under its own number, so that its free list ends with
+ * it. That must be so of the one in force; what is left of the one before may be anything but a later list. */
+static cairn_status check_heads(const page_file *file)
+{
+    uint8_t meta[2][PAGE_HEADER + META_BYTES], again[sizeof meta[0]];
+    uint64_t n[2] = {0, 0}, ends[2] = {0, 0};
+    bool good = false, stable = false;
+    cairn_status status = CAIRN_OK;
+    for (int tries = 0; tries < 100 && !good && !stable; tries++) { /* others may commit between our reads */
+        stable = true;
+        for (unsigned i = 0; i < 2; i++) {
+            if ((status = read_meta(file, i, meta[i])) != CAIRN_OK) return status;
+            const page_tree tree = page_tree_parse(meta[i] + META_FREE);
+            n[i] = cairn_get_le64(meta[i] + META_TXN);
+            ends[i] = last_free_key(file, &tree);
+        }
+        unsigned now = n[1] > n[0];
+        good = ((n[0] == 0 && n[1] == 0) || (n[0] % 2 == 0 && (n[0] + 1 == n[1] || n[1] + 1 == n[0]))) &&
+               (n[now] <= 1 || ends[now] == n[now] || ends[now] == KEY_UNREADABLE) &&
+               (ends[1 - now] <= n[1 - now] || ends[1 - now] == KEY_UNREADABLE);
+        for (unsigned i = 0; i < 2 && !good; i++) {
+            if ((status = read_meta(file, i, again)) != CAIRN_OK) return status;
+            stable = stable && memcmp(again, meta[i], sizeof again) == 0;
+        }
+    }
+    if (good) return CAIRN_OK;
+    return cairn_fail(CAIRN_CORRUPT,
+                      "%s: the two meta pages are of transactions %llu and %llu, with free lists up to %llu and %llu",
+                      file->path, (unsigned long long)n[0], (unsigned long long)n[1], (unsigned long long)ends[0],
+                      (unsigned long long)ends[1]);
 }
 
 cairn_status page_file_peek(int fd, const char *path, page_file *out)
@@ -105,7 +169,7 @@ cairn_status page_file_peek(int fd, const char *path, page_file *out)
                               (unsigned long long)cairn_get_le64(meta + META_LAST),
                               (unsigned long long)out->file_bytes);
     }
-    return CAIRN_OK;
+    return check_heads(out);
 }
 
 cairn_status page_file_at(page_file *file, uint64_t transaction)
@@ -156,7 +220,8 @@ typedef struct walk {
     uint64_t branch_pages, leaf_pages, overflow_pages, entries;
     size_t key_bytes; /* the last key seen */
     uint8_t key[KEY_MAX];
-    char first[512]; /* sentence */
+    cairn_span least; /* what the branch page above promises of the next key; inside `pages`, no bytes = nothing */
+    char first[512];  /* sentence */
     uint64_t damaged;
     bool stop;
 } walk;
@@ -284,6 +349,9 @@ static void visit_leaf(walk *w, uint64_t number, const uint8_t *p, unsigned node
         }
         memcpy(w->key, key.data, key.bytes);
         w->key_bytes = key.bytes;
+        if (w->least.bytes != 0 && compare_keys(w, w->least.data, w->least.bytes) < 0)
+            damage(w, number, "begins before the key that leads to it"); /* a lookup would not find it here */
+        w->least.bytes = 0;
         if ((flags & NODE_LARGE) != 0) {
             value.page = cairn_get_le64(data);
             uint64_t run = page_run(w->file, value.bytes);
@@ -326,6 +394,11 @@ static void walk_page(walk *w, uint64_t from, uint64_t number, unsigned level)
     }
     for (unsigned i = w->kind == PAGE_WALK_END ? nodes - 1 : 0; i < nodes && !w->stop; i++) {
         const uint8_t *node = p + cairn_get_le16(p + PAGE_HEADER + 2 * i);
+        if (i > 0) { /* the first key of a branch page is never looked at */
+            w->least = (cairn_span){node + NODE_HEADER, cairn_get_le16(node + 6)};
+            if (w->key_bytes != 0 && compare_keys(w, w->least.data, w->least.bytes) >= 0)
+                damage(w, number, "has its key %u not after the records before it", i);
+        }
         walk_page(w, number, (uint64_t)cairn_get_le32(node) | (uint64_t)cairn_get_le16(node + 4) << 32, level + 1);
     }
 }
@@ -449,4 +522,86 @@ cairn_status page_read_large(const page_file *file, const char *name, const page
             (unsigned long long)value->page, name, (unsigned long long)number, flags, run, PAGE_OVERFLOW,
             (unsigned long long)page_run(file, value->bytes));
     return CAIRN_OK;
+}
+
+/* ---- the free list: for each transaction, a count and that many page numbers ---- */
+
+typedef struct free_walk {
+    page_file *file;
+    void (*tell)(void *, const char *);
+    void *arg;
+    char first[512]; /* sentence */
+    bool bad;
+    cairn_status failure;
+} free_walk;
+
+static void free_damage(void *arg, const char *sentence)
+{
+    free_walk *f = arg;
+    if (!f->bad) snprintf(f->first, sizeof f->first, "%s", sentence);
+    f->bad = true;
+    if (f->tell != NULL) f->tell(f->arg, sentence);
+}
+
+static void check_free_pages(free_walk *f, uint64_t transaction, const uint8_t *list, uint32_t bytes)
+{
+    page_file *file = f->file;
+    char sentence[200];
+    uint64_t n = bytes >= 8 ? cairn_get_le64(list) : UINT64_MAX;
+    int at = snprintf(sentence, sizeof sentence, "free list of transaction %llu: ", (unsigned long long)transaction);
+    if (n > bytes / 8 - 1) {
+        snprintf(sentence + at, sizeof sentence - (size_t)at, "%u bytes", bytes);
+        free_damage(f, sentence);
+        return;
+    }
+    for (uint64_t i = 1; i <= n; i++) {
+        uint64_t page = cairn_get_le64(list + 8 * i);
+        bool outside = page < 2 || page > file->last_page;
+        uint8_t bit = (uint8_t)(1u << (page & 7));
+        if (outside)
+            snprintf(sentence + at, sizeof sentence - (size_t)at, "page %llu, the last one is %llu",
+                     (unsigned long long)page, (unsigned long long)file->last_page);
+        else if ((file->used[page >> 3] & bit) != 0)
+            snprintf(sentence + at, sizeof sentence - (size_t)at, "page %llu is in use, or free twice",
+                     (unsigned long long)page);
+        else {
+            file->used[page >> 3] |= bit;
+            continue;
+        }
+        free_damage(f, sentence);
+        return;
+    }
+}
+
+static bool free_record(void *arg, cairn_span key, const page_value *value)
+{
+    free_walk *f = arg;
+    const uint8_t *list = value->data;
+    uint8_t *copy = NULL;
+    if (list == NULL) {
+        if ((copy = cairn_alloc(value->bytes)) == NULL) {
+            f->failure = cairn_fail(CAIRN_NO_MEMORY, "free list of %u bytes", value->bytes);
+            return false;
+        }
+        if (page_read_large(f->file, "free", value, copy, value->bytes) != CAIRN_OK) {
+            free_damage(f, cairn_last_error());
+            cairn_free(copy);
+            return true;
+        }
+        list = copy;
+    }
+    check_free_pages(f, cairn_get_le64(key.data), list, value->bytes);
+    cairn_free(copy);
+    return true;
+}
+
+cairn_status page_walk_free(page_file *file, void (*tell)(void *, const char *), void *arg)
+{
+    assert(file->used != NULL);
+    free_walk f = {.file = file, .tell = tell, .arg = arg};
+    const page_visitor visitor = {.arg = &f, .record = free_record, .damage = free_damage};
+    cairn_status status = page_walk(file, "free", &file->free_tree, PAGE_WALK_NUMBERS, &visitor);
+    if (f.failure != CAIRN_OK) return f.failure;
+    if (f.bad) return cairn_fail(CAIRN_CORRUPT, "%s: %s", file->path, f.first);
+    return status;
 }

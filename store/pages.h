@@ -72,6 +72,10 @@ cairn_status page_walk(page_file *file, const char *name, const page_tree *tree,
 cairn_status page_leaves(page_file *file, const char *name, const page_tree *tree, cairn_span low, cairn_span high,
                          bool (*each)(void *arg, cairn_span key, uint64_t page), void *arg);
 
+/* The free list, which must name no page twice and none that a walk has reached: `used` must be kept. Same errors; each
+ * sentence goes to `tell` (may be NULL). */
+cairn_status page_walk_free(page_file *file, void (*tell)(void *, const char *), void *arg);
+
 /* data.c: the trees of the named databases (DB_COUNT of them), every page of the main tree checked on the way. `damage`
  * (may be NULL) gets each sentence. */
 cairn_status store_trees(page_file *file, page_tree *out, void (*damage)(void *, const char *), void *arg);

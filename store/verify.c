@@ -431,37 +431,6 @@ static bool block_record(void *arg, cairn_span key, const page_value *value)
     return v->failure == CAIRN_OK && step(v, 32 + (read ? page_run(&v->file, value->bytes) * v->file.page_bytes : 0));
 }
 
-/* ---- the free list ---- */
-
-static bool free_record(void *arg, cairn_span key, const page_value *value)
-{
-    verification *v = arg;
-    unsigned long long txn = cairn_get_le64(key.data);
-    const uint8_t *list = fetch_value(v, value, value->bytes);
-    if (list == NULL) return v->failure == CAIRN_OK;
-    uint64_t n = value->bytes >= 8 ? cairn_get_le64(list) : UINT64_MAX;
-    if (n > value->bytes / 8 - 1) {
-        damaged(v, "free list of transaction %llu: %u bytes", txn, value->bytes);
-        return true;
-    }
-    for (uint64_t i = 1; i <= n; i++) {
-        uint64_t page = cairn_get_le64(list + 8 * i);
-        if (page < 2 || page > v->file.last_page) {
-            damaged(v, "free list of transaction %llu: page %llu, the last one is %llu", txn, (unsigned long long)page,
-                    (unsigned long long)v->file.last_page);
-            break;
-        }
-        uint8_t bit = (uint8_t)(1u << (page & 7));
-        if ((v->file.used[page >> 3] & bit) != 0) {
-            damaged(v, "free list of transaction %llu: page %llu is in use, or free twice", txn,
-                    (unsigned long long)page);
-            break;
-        }
-        v->file.used[page >> 3] |= bit;
-    }
-    return step(v, value->bytes);
-}
-
 /* ---- the whole ---- */
 
 static cairn_status walk(verification *v, store_db db, bool (*record)(void *, cairn_span, const page_value *))
@@ -498,9 +467,7 @@ static cairn_status walk_everything(verification *v)
         if (order[i] == DB_META && v->trees[DB_META].entries < 2) damaged(v, "meta: a record is missing");
         if (order[i] == DB_NAME) check_references(v);
     }
-    const page_visitor visitor = {.arg = v, .record = free_record, .damage = page_damaged};
-    status = page_walk(&v->file, "free", &v->file.free_tree, PAGE_WALK_NUMBERS, &visitor);
-    if (v->failure != CAIRN_OK) return v->failure;
+    status = page_walk_free(&v->file, page_damaged, v);
     if (status != CAIRN_OK && status != CAIRN_CORRUPT) return status;
     if (v->progress != NULL) v->progress(v->arg, v->total, v->total);
     return CAIRN_OK;

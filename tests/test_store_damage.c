@@ -578,9 +578,98 @@ static void verify_reports_progress_and_stops_when_told(void **state)
     fixture_free(fx);
 }
 
+/* ---- what only the structure tells: every record has its hash, and it is the wrong one ---- */
+
+static void patch_everywhere(const fixture *fx, const void *find, size_t n, size_t at, const void *bytes, size_t m)
+{
+    char *path = data_path(fx);
+    size_t size = 0, found = 0;
+    uint8_t *file = test_read_file(path, &size);
+    for (uint8_t *p = file; (p = memmem(p, size - (size_t)(p - file), find, n)) != NULL; p += n, found++)
+        patch(fx, (uint64_t)(p - file) + at, bytes, m);
+    assert_true(found > 0);
+    free(file);
+    free(path);
+}
+
+static void a_tile_that_leads_to_another_tile_is_found_at_open(void **state)
+{
+    (void)state;
+    fixture *fx = filled(usual);
+    uint8_t one[KEY_TILE_BYTES], other[KEY_TILE_BYTES], page[8];
+    cairn_store_options opt;
+    cairn_store_options_init(&opt, sizeof opt);
+    store_key_tile(one, (cairn_tile_id){3, 2, 1, 0});
+    store_key_tile(other, (cairn_tile_id){3, 6, 1, 0});
+    cairn_put_le64(page, offset_of(fx, DB_TILE, other, sizeof other) / 4096);
+    close_store(fx);
+    patch_everywhere(fx, one, sizeof one, sizeof one, page, sizeof page);
+    assert_int_equal(cairn_store_open(fx->path, &opt, &fx->store), CAIRN_CORRUPT);
+    assert_non_null(strstr(cairn_last_error(), "which something else uses too"));
+    fixture_free(fx);
+}
+
+static void a_key_in_a_branch_page_that_hides_records_is_found(void **state)
+{
+    (void)state;
+    fixture *fx = filled(usual);
+    char *path = data_path(fx);
+    size_t size = 0;
+    uint64_t last = 0, found = 0;
+    cairn_store_options opt;
+    cairn_store_options_init(&opt, sizeof opt);
+    close_store(fx);
+    uint8_t *file = test_read_file(path, &size), *used = used_pages(fx, &last);
+    for (uint64_t page = 2; page <= last && found == 0; page++) {
+        const uint8_t *p = file + page * 4096;
+        if ((used[page >> 3] & 1u << (page & 7)) == 0 || cairn_get_le64(p) != page || cairn_get_le16(p + 10) != 1)
+            continue;
+        unsigned node = cairn_get_le16(p + 18), key = cairn_get_le16(p + node + 6);
+        if (key != KEY_TILE_BYTES) continue;
+        flip(fx, page * 4096 + node + 8 + 7, 6); /* the segment: after all there are */
+        found = page;
+    }
+    assert_true(found > 0);
+    assert_int_equal(cairn_store_open(fx->path, &opt, &fx->store), CAIRN_CORRUPT);
+    assert_non_null(strstr(cairn_last_error(), "before the key that leads to it"));
+    cairn_free(used);
+    free(file);
+    free(path);
+    fixture_free(fx);
+}
+
+static void a_flipped_transaction_number_never_takes_a_commit_back(void **state)
+{
+    (void)state;
+    fixture *fx = filled(tiny);
+    cairn_store_options opt;
+    cairn_store_options_init(&opt, sizeof opt);
+    close_store(fx);
+    for (unsigned i = 0; i < 4 * 128; i++) { /* in four states, since one number in two has a neighbour one bit away */
+        if (i % 128 == 0) {
+            char name[16];
+            snprintf(name, sizeof name, "c%u", i);
+            assert_ok(cairn_store_open(fx->path, &opt, &fx->store));
+            assert_ok(cairn_context_create(fx->store, name, NULL));
+            close_store(fx);
+        }
+        uint64_t at = i / 64 % 2 * 4096 + 144 + i % 64 / 8;
+        flip(fx, at, i % 8);
+        assert_int_equal(cairn_store_open(fx->path, &opt, &fx->store), CAIRN_CORRUPT);
+        assert_non_null(strstr(cairn_last_error(), "transaction"));
+        flip(fx, at, i % 8);
+    }
+    assert_ok(cairn_store_open(fx->path, &opt, &fx->store));
+    assert_clean(fx);
+    fixture_free(fx);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_tile_that_leads_to_another_tile_is_found_at_open),
+        cmocka_unit_test(a_key_in_a_branch_page_that_hides_records_is_found),
+        cmocka_unit_test(a_flipped_transaction_number_never_takes_a_commit_back),
         cmocka_unit_test(every_flipped_byte_of_a_tile_is_found_and_its_block_layer_and_head_named),
         cmocka_unit_test(flipped_bytes_of_tokens_and_landmarks_are_found_on_every_read),
         cmocka_unit_test(flipped_bytes_of_the_small_records_are_found_and_named),

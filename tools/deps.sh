@@ -3,11 +3,13 @@
 # place it needs no network and no root.
 #   tools/deps.sh              everything: build, test, lint
 #   tools/deps.sh build        only what the library and the command need
+#   tools/deps.sh fuzz         what tests/campaign/fuzz needs beside these
 set -euo pipefail
 
 build="build-essential cmake pkgconf liblmdb-dev libfaiss-dev libopenblas-dev libxxhash-dev libjansson-dev liburing-dev"
 test="libcmocka-dev gnuplot-nox"
 lint="clang-format clang-tidy"
+fuzz="clang libclang-rt-dev"
 
 [ $# -gt 0 ] || set -- build test lint
 wanted=
@@ -16,7 +18,8 @@ for group in "$@"; do
     build) wanted+=" $build" ;;
     test) wanted+=" $test" ;;
     lint) wanted+=" $lint" ;;
-    *) echo "deps: no group '$group'; there are: build test lint" >&2 && exit 2 ;;
+    fuzz) wanted+=" $fuzz" ;;
+    *) echo "deps: no group '$group'; there are: build test lint fuzz" >&2 && exit 2 ;;
     esac
 done
 

@@ -15,10 +15,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-#define EVERY_MALLOC 1
-#else
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define EVERY_MALLOC 0
+#elif defined(__has_feature) /* clang's way of saying so */
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define EVERY_MALLOC 0
+#endif
+#endif
+#ifndef EVERY_MALLOC
+#define EVERY_MALLOC 1
 #endif
 
 /* ---- the allocator ---- */

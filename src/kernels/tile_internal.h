@@ -20,12 +20,12 @@ typedef struct tile_scratch {
 /* Over a buffer at any address; the parts start on 64-byte lines. For T = 63: D = 32 takes 32 KiB, D = 128 80 KiB. */
 static inline tile_scratch tile_scratch_over(void *buffer, size_t tokens, size_t head_dim)
 {
-    char *at = (char *)buffer + (64 - (uintptr_t)buffer % 64) % 64;
     size_t dim = (head_dim + 15) / 16 * 16;
     tile_scratch s = {.p_ld = (tokens + 15) / 16 * 16};
     size_t queries = TILE_QUERIES * dim * sizeof(float), rows = TILE_ROWS * dim * sizeof(float);
     s.bytes = queries + rows + TILE_QUERIES * s.p_ld * sizeof(float) + 64;
     if (buffer == NULL) return s;
+    char *at = (char *)buffer + (64 - (uintptr_t)buffer % 64) % 64;
     s.queries = (float *)(void *)at;
     s.rows = (float *)(void *)(at + queries);
     s.p = (float *)(void *)(at + queries + rows);

@@ -3,6 +3,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <sys/stat.h>
@@ -44,6 +45,12 @@ page_tree page_tree_parse(const void *bytes)
                        .overflow_pages = cairn_get_le64(p + 24),
                        .entries = cairn_get_le64(p + 32),
                        .root = cairn_get_le64(p + 40)};
+}
+
+/* The page that a node of a branch page leads to. */
+static uint64_t child_in(const uint8_t *node)
+{
+    return (uint64_t)cairn_get_le32(node) | (uint64_t)cairn_get_le16(node + 4) << 32;
 }
 
 /* All of it or an error; errno is set, 0 where the file ends. */
@@ -103,7 +110,7 @@ static uint64_t last_free_key(const page_file *file, const page_tree *tree)
         unsigned last = cairn_get_le16(offset);
         if (last > file->page_bytes - sizeof node || !read_at(file->fd, node, sizeof node, at + last)) break;
         if (depth == 1) return cairn_get_le64(node + NODE_HEADER);
-        page = (uint64_t)cairn_get_le32(node) | (uint64_t)cairn_get_le16(node + 4) << 32;
+        page = child_in(node);
     }
     return KEY_UNREADABLE;
 }
@@ -392,6 +399,10 @@ static void walk_page(walk *w, uint64_t from, uint64_t number, unsigned level)
         visit_leaf(w, number, p, nodes);
         return;
     }
+    /* All the children at once, so that a cold file is read with a full queue: a hint, wherever they point. */
+    for (unsigned i = 0; w->kind != PAGE_WALK_END && i < nodes; i++)
+        posix_fadvise(f->fd, (off_t)(child_in(p + cairn_get_le16(p + PAGE_HEADER + 2 * i)) * f->page_bytes),
+                      (off_t)f->page_bytes, POSIX_FADV_WILLNEED);
     for (unsigned i = w->kind == PAGE_WALK_END ? nodes - 1 : 0; i < nodes && !w->stop; i++) {
         const uint8_t *node = p + cairn_get_le16(p + PAGE_HEADER + 2 * i);
         if (i > 0) { /* the first key of a branch page is never looked at */
@@ -399,7 +410,7 @@ static void walk_page(walk *w, uint64_t from, uint64_t number, unsigned level)
             if (w->key_bytes != 0 && compare_keys(w, w->least.data, w->least.bytes) >= 0)
                 damage(w, number, "has its key %u not after the records before it", i);
         }
-        walk_page(w, number, (uint64_t)cairn_get_le32(node) | (uint64_t)cairn_get_le16(node + 4) << 32, level + 1);
+        walk_page(w, number, child_in(node), level + 1);
     }
 }
 
@@ -475,8 +486,7 @@ static void search_leaves(leaf_search *s, uint64_t from, uint64_t number, unsign
         }
         if (next != NULL && compare_spans(most, s->low) <= 0) continue;
         if (i > 0 && compare_spans(least, s->high) > 0) break;
-        search_leaves(s, number, (uint64_t)cairn_get_le32(node) | (uint64_t)cairn_get_le16(node + 4) << 32, level + 1,
-                      i > 0 ? least : key);
+        search_leaves(s, number, child_in(node), level + 1, i > 0 ? least : key);
     }
 }
 

@@ -44,6 +44,7 @@ void cairn_store_options_init(cairn_store_options *opt, size_t struct_size)
     cairn_store_options full;
     memset(&full, 0, sizeof full);
     full.map_bytes = STORE_MAP_BYTES;
+    full.verify_reads = true;
     memset(opt, 0, struct_size);
     memcpy(opt, &full, struct_size < sizeof full ? struct_size : sizeof full);
     opt->struct_size = struct_size;

@@ -154,6 +154,7 @@ enum {
     KEY_BLOCK_BYTES = 12, /* tokens, landmark */
     KEY_TILE_BYTES = 16,
     TILE_HEADER_BYTES = 48,
+    TILE_HASH = 32, /* of the hash in it */
     LANDMARK_HEADER_BYTES = 48,
     TOKENS_HEADER_BYTES = 32,
     IDENTITY_RECORD_BYTES = 136,

@@ -236,7 +236,6 @@ enum {
     TILE_DIM = 14,
     TILE_FIRST = 16,
     TILE_PAYLOAD = 24,
-    TILE_HASH = 32,
     TILE_RESERVED = 40
 };
 static_assert(TILE_RESERVED + 8 == TILE_HEADER_BYTES, "picture and header");

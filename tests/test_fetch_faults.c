@@ -92,6 +92,42 @@ static void through_the_map_hashes_are_checked_when_the_store_was_opened_so(void
     }
 }
 
+static void without_options_a_tile_is_checked_when_it_is_first_touched(void **state)
+{
+    (void)state;
+    fixture *fx = fixture_new(SMALL);
+    uint64_t segment = fixture_context(fx, "a", 16, 3, 0);
+    cairn_fetch *fetch = NULL;
+    cairn_snapshot *snap = NULL;
+    cairn_tile_view views[2];
+    char *path;
+    cairn_tile_id ids[2] = {tile_at(fx, segment, 4), tile_at(fx, segment, 5)};
+    uint64_t at = tile_offset(fx, ids[1], &path);
+    cairn_store_close(fx->store);
+    assert_ok(cairn_store_open(fx->path, NULL, &fx->store));
+    assert_ok(cairn_snapshot_begin(fx->store, &snap));
+    assert_ok(cairn_fetch_new(fx->store, CAIRN_FETCH_MAP, 0, &fetch));
+    assert_ok(cairn_fetch_submit(fetch, snap, ids, NULL, 1));
+    assert_ok(cairn_fetch_wait(fetch, views));
+    flip(path, at + 48);
+    for (int again = 0; again < 2; again++) { /* a tile that failed is not taken for one that was checked */
+        assert_ok(cairn_fetch_submit(fetch, snap, ids, NULL, 2));
+        assert_int_equal(cairn_fetch_wait(fetch, views), CAIRN_CORRUPT);
+    }
+    flip(path, at + 48);
+    for (int again = 0; again < 2; again++) {
+        assert_ok(cairn_fetch_submit(fetch, snap, ids, NULL, 2));
+        assert_ok(cairn_fetch_wait(fetch, views));
+    }
+    flip(path, at + 40); /* reserved: headers are looked at each time */
+    assert_ok(cairn_fetch_submit(fetch, snap, ids, NULL, 2));
+    assert_int_not_equal(cairn_fetch_wait(fetch, views), CAIRN_OK);
+    cairn_fetch_free(fetch);
+    cairn_snapshot_end(snap);
+    free(path);
+    fixture_free(fx);
+}
+
 static void a_file_cut_under_the_reader_is_an_error_and_not_a_signal(void **state)
 {
     (void)state;
@@ -369,6 +405,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_flipped_byte_is_corrupt_and_names_the_tile),
         cmocka_unit_test(through_the_map_hashes_are_checked_when_the_store_was_opened_so),
+        cmocka_unit_test(without_options_a_tile_is_checked_when_it_is_first_touched),
         cmocka_unit_test(a_file_cut_under_the_reader_is_an_error_and_not_a_signal),
         cmocka_unit_test(a_store_cut_under_a_reading_process_is_an_error_there),
         cmocka_unit_test(a_read_the_system_refuses_says_where_and_why),

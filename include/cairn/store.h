@@ -66,8 +66,8 @@ typedef struct cairn_store_options {
                                 the file: reaching it is CAIRN_FULL, nothing committed is lost */
     bool read_only;          /* never writes; works on a read-only file system */
     bool create;             /* make the store if the directory does not exist or is empty; default false */
-    bool verify_reads;       /* check the hash of every tile a fetch hands out; default false (cairn_store_verify
-                                and cairn_snapshot_tile do) */
+    bool verify_reads;       /* check the hash of a tile when a fetch first hands it out; default true. What is read
+                                into a RAM tier is checked always; cairn_snapshot_tile and verify do too */
     bool no_sync;            /* for a store nobody relies on yet (import, compact); default false */
     cairn_geometry geometry; /* needed to create; otherwise, if layers != 0, must match the store */
     cairn_model_id model;    /* needed to create; otherwise, if fingerprint != 0, must match the store */

@@ -41,7 +41,7 @@ static struct {
     pthread_mutex_t mutex;
     char below[PATH_MAX];
     size_t below_bytes;
-    char kinds[16];
+    char kinds[16], then[16];
     char what[16];
     long at, times, count;
     int error; /* errno of HIT_ERROR */
@@ -65,6 +65,7 @@ static void set_up(void)
     take("CAIRN_FAULT_BELOW", f.below, sizeof f.below, "");
     f.below_bytes = strlen(f.below);
     take("CAIRN_FAULT_KINDS", f.kinds, sizeof f.kinds, "WSNTROM");
+    take("CAIRN_FAULT_THEN", f.then, sizeof f.then, "");
     take("CAIRN_FAULT_DO", f.what, sizeof f.what, "kill");
     take("CAIRN_FAULT_AT", text, sizeof text, "0");
     f.at = strtol(text, NULL, 10);
@@ -127,6 +128,10 @@ static verdict count(char kind, int flags, off_t offset, size_t bytes, const cha
         int n = snprintf(line, sizeof line, "%c\t%d\t%lld\t%zu\t%s\t%s\n", kind, flags, (long long)offset, bytes, path,
                          second != NULL ? second : "");
         raw_write(f.log, line, (size_t)n);
+    }
+    if (f.at != 0 && f.count > f.at && strchr(f.then, kind) != NULL) {
+        f.error = ENOSPC;
+        return HIT_ERROR;
     }
     if (f.at == 0 || f.count < f.at || (f.times > 0 && f.count >= f.at + f.times)) return PASS;
     if (strcmp(f.what, "kill") == 0) kill(getpid(), SIGKILL);

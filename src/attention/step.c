@@ -150,6 +150,7 @@ static void tiles_item(void *arg, size_t item, size_t worker)
     bool dense = shape->scheme == CAIRN_POSITION_DENSE;
     float scale = 1.0f / sqrtf((float)dim);
 
+    bool coming = false;
     while (unit->cursor < unit->n_picks && unit->picks[unit->cursor].tile < r->tile1) {
         const attn_pick *first = &unit->picks[unit->cursor];
         size_t n = 0;
@@ -164,9 +165,13 @@ static void tiles_item(void *arg, size_t item, size_t worker)
             w->to[n] = dense ? w->partial + n * dim : out_of(r, unit, p->row, p->g);
             n++;
         }
-        const cairn_tile *tile = &step->tiles[first->tile - r->tile0];
+        cairn_tile tile = step->tiles[first->tile - r->tile0];
+        const attn_pick *then = unit->cursor + n < unit->n_picks ? first + n : NULL;
+        tile.coming = coming;
+        coming = then != NULL && then->tile < r->tile1 && then->tile != first->tile;
+        if (coming) tile.next = &step->tiles[then->tile - r->tile0];
         if (dense) memset(w->partial, 0, n * dim * sizeof *w->partial);
-        step->kernels->tile_attend(tile, n, w->in, w->weight, w->to, dense ? w->lse : NULL, w->tile_scratch);
+        step->kernels->tile_attend(&tile, n, w->in, w->weight, w->to, dense ? w->lse : NULL, w->tile_scratch);
         for (size_t i = 0; dense && i < n; i++) {
             size_t at = (size_t)(first[i].row - group->row0) * per + first[i].g;
             merge_dense(unit->acc + 2 * at, out_of(r, unit, first[i].row, first[i].g), w->to[i], w->lse[i], dim);

@@ -18,6 +18,14 @@
 
 enum { MANY_QUERIES = 16 }; /* from here on the arithmetic outweighs the bytes */
 
+/* Asks for bytes [from, to) of the next tile; every other line, since lines come in pairs. ahead NULL: there is none.
+ */
+INLINE void ask_ahead(const char *ahead, size_t from, size_t to)
+{
+    if (ahead == NULL) return;
+    for (size_t i = (from + 127) / 128 * 128; i < to; i += 128) _mm_prefetch(ahead + i, _MM_HINT_T1);
+}
+
 /* ---- scores ---- */
 
 /* QB queries x TB = VL / QB keys: VL vectors of partial sums, one tree, VL scores. dim is a multiple of VL. */
@@ -47,25 +55,28 @@ INLINE void score_block(const int QB, cairn_dtype dtype, const char *keys, size_
 /* QB queries against all keys, at least VL of them. The last block overlaps the one before it instead of running short:
  * a score has the same bits whichever block it comes from. */
 INLINE void score_queries(const int QB, cairn_dtype dtype, const char *keys, size_t stride, size_t tokens, size_t dim,
-                          const float *const *q, float *scores, size_t ld)
+                          const float *const *q, float *scores, size_t ld, const char *ahead)
 {
     const size_t TB = (size_t)(VL / QB);
     for (size_t t = 0; t < tokens; t += TB) {
         if (t + TB > tokens) t = tokens - TB;
+        ask_ahead(ahead, t * stride, (t + TB) * stride);
         score_block(QB, dtype, keys + t * stride, stride, dim, q, scores + t, ld);
     }
 }
 
 INLINE void score_rows(cairn_dtype dtype, const char *keys, size_t tokens, size_t dim, size_t nq, const float *const *q,
-                       float *scores, size_t ld)
+                       float *scores, size_t ld, const char *ahead)
 {
     size_t stride = dim * cairn_dtype_size(dtype), i = 0;
-    for (; i + 4 <= nq; i += 4) score_queries(4, dtype, keys, stride, tokens, dim, q + i, scores + i * ld, ld);
+    for (; i + 4 <= nq; i += 4, ahead = NULL)
+        score_queries(4, dtype, keys, stride, tokens, dim, q + i, scores + i * ld, ld, ahead);
     if (i + 2 <= nq) {
-        score_queries(2, dtype, keys, stride, tokens, dim, q + i, scores + i * ld, ld);
+        score_queries(2, dtype, keys, stride, tokens, dim, q + i, scores + i * ld, ld, ahead);
+        ahead = NULL;
         i += 2;
     }
-    if (i < nq) score_queries(1, dtype, keys, stride, tokens, dim, q + i, scores + i * ld, ld);
+    if (i < nq) score_queries(1, dtype, keys, stride, tokens, dim, q + i, scores + i * ld, ld, ahead);
 }
 
 /* The queries as rows of whole vectors, zeros behind their end, the q8 key scales folded in: (q * scale) . int8. */
@@ -113,22 +124,22 @@ static void score_padded(const cairn_tile *tile, size_t nq, const float *const *
         n = tokens - t < TILE_ROWS ? tokens - t : TILE_ROWS;
         pad_keys(tile->dtype, (const char *)tile->keys + t * row_bytes, n, dim, wide, scratch->rows);
         if (n >= VL) {
-            score_rows(CAIRN_F32, (const char *)scratch->rows, n, wide, nq, q, scores + t, ld);
+            score_rows(CAIRN_F32, (const char *)scratch->rows, n, wide, nq, q, scores + t, ld, NULL);
             continue;
         }
         memset(scratch->rows + n * wide, 0, (VL - n) * wide * sizeof(float));
         for (size_t i = 0; i < nq; i += 4) {
             float some[4 * VL];
             size_t m = nq - i < 4 ? nq - i : 4;
-            score_rows(CAIRN_F32, (const char *)scratch->rows, VL, wide, m, q + i, some, VL);
+            score_rows(CAIRN_F32, (const char *)scratch->rows, VL, wide, m, q + i, some, VL, NULL);
             for (size_t j = 0; j < m; j++) memcpy(scores + (i + j) * ld + t, some + j * VL, n * sizeof(float));
         }
     }
 }
 
-/* Scores of at most TILE_QUERIES rows. */
+/* Scores of at most TILE_QUERIES rows; ahead: the next tile's keys, or NULL. */
 static void score_tile(const cairn_tile *tile, size_t nq, const float *const *q, float *scores, size_t ld,
-                       const tile_scratch *scratch)
+                       const tile_scratch *scratch, const char *ahead)
 {
     size_t tokens = tile->tokens, dim = tile->head_dim, wide = (dim + VL - 1) / VL * VL;
     const float *padded[TILE_QUERIES];
@@ -137,14 +148,15 @@ static void score_tile(const cairn_tile *tile, size_t nq, const float *const *q,
         q = padded;
     }
     if (wide != dim || tokens < VL || (nq >= MANY_QUERIES && tile->dtype != CAIRN_F32)) {
+        ask_ahead(ahead, 0, tokens * dim * cairn_dtype_size(tile->dtype));
         score_padded(tile, nq, q, scores, ld, scratch, wide);
         return;
     }
     switch (tile->dtype) {
-    case CAIRN_F32: score_rows(CAIRN_F32, tile->keys, tokens, dim, nq, q, scores, ld); break;
-    case CAIRN_F16: score_rows(CAIRN_F16, tile->keys, tokens, dim, nq, q, scores, ld); break;
-    case CAIRN_BF16: score_rows(CAIRN_BF16, tile->keys, tokens, dim, nq, q, scores, ld); break;
-    case CAIRN_Q8: score_rows(CAIRN_Q8, tile->keys, tokens, dim, nq, q, scores, ld); break;
+    case CAIRN_F32: score_rows(CAIRN_F32, tile->keys, tokens, dim, nq, q, scores, ld, ahead); break;
+    case CAIRN_F16: score_rows(CAIRN_F16, tile->keys, tokens, dim, nq, q, scores, ld, ahead); break;
+    case CAIRN_BF16: score_rows(CAIRN_BF16, tile->keys, tokens, dim, nq, q, scores, ld, ahead); break;
+    case CAIRN_Q8: score_rows(CAIRN_Q8, tile->keys, tokens, dim, nq, q, scores, ld, ahead); break;
     }
 }
 
@@ -152,13 +164,15 @@ static void score_tile(const cairn_tile *tile, size_t nq, const float *const *q,
 
 /* QB rows x DB vectors of dims, tokens in order. n < VL lanes when not `full` (then DB = 1). */
 INLINE void mix_block(const int QB, const int DB, const bool full, cairn_dtype dtype, const char *values, size_t stride,
-                      size_t tokens, size_t first, size_t n, const float *p, size_t ld, float *const *out)
+                      size_t tokens, size_t first, size_t n, const float *p, size_t ld, float *const *out,
+                      const char *ahead)
 {
     vf sum[32], value[8];
 #pragma GCC unroll 32
     for (int i = 0; i < QB * DB; i++) sum[i] = v_zero();
     for (size_t t = 0; t < tokens; t++) {
         const char *row = values + t * stride;
+        ask_ahead(ahead, t * stride, (t + 1) * stride);
 #pragma GCC unroll 8
         for (int b = 0; b < DB; b++)
             value[b] = full ? v_load_as(row, dtype, first + (size_t)b * VL) : v_load_as_n(row, dtype, first, n);
@@ -183,38 +197,41 @@ INLINE void mix_block(const int QB, const int DB, const bool full, cairn_dtype d
 
 /* All dims of QB rows, in the widest blocks that still fit the registers: QB * WIDE accumulators. */
 INLINE void mix_queries(const int QB, const int WIDE, cairn_dtype dtype, const char *values, size_t tokens, size_t dim,
-                        const float *p, size_t ld, float *const *out)
+                        const float *p, size_t ld, float *const *out, const char *ahead)
 {
     size_t stride = dim * cairn_dtype_size(dtype), d = 0;
-    for (; d + (size_t)WIDE * VL <= dim; d += (size_t)WIDE * VL)
-        mix_block(QB, WIDE, true, dtype, values, stride, tokens, d, VL, p, ld, out);
+    for (; d + (size_t)WIDE * VL <= dim; d += (size_t)WIDE * VL, ahead = NULL)
+        mix_block(QB, WIDE, true, dtype, values, stride, tokens, d, VL, p, ld, out, ahead);
     if (WIDE > 2)
-        for (; d + 2 * VL <= dim; d += 2 * VL) mix_block(QB, 2, true, dtype, values, stride, tokens, d, VL, p, ld, out);
-    for (; d + VL <= dim; d += VL) mix_block(QB, 1, true, dtype, values, stride, tokens, d, VL, p, ld, out);
+        for (; d + 2 * VL <= dim; d += 2 * VL, ahead = NULL)
+            mix_block(QB, 2, true, dtype, values, stride, tokens, d, VL, p, ld, out, ahead);
+    for (; d + VL <= dim; d += VL, ahead = NULL)
+        mix_block(QB, 1, true, dtype, values, stride, tokens, d, VL, p, ld, out, ahead);
     if (d < dim)
         for (size_t i = 0; i < (size_t)QB; i++)
-            mix_block(1, 1, false, dtype, values, stride, tokens, d, dim - d, p + i * ld, ld, out + i);
+            mix_block(1, 1, false, dtype, values, stride, tokens, d, dim - d, p + i * ld, ld, out + i, NULL);
 }
 
 INLINE void mix_rows(cairn_dtype dtype, const char *values, size_t tokens, size_t dim, size_t nq, const float *p,
-                     size_t ld, float *const *out)
+                     size_t ld, float *const *out, const char *ahead)
 {
     size_t i = 0;
-    for (; i + MIX_QUERIES <= nq; i += MIX_QUERIES)
-        mix_queries(MIX_QUERIES, MIX_WIDE, dtype, values, tokens, dim, p + i * ld, ld, out + i);
-    for (; i + 2 <= nq; i += 2) mix_queries(2, MIX_WIDE, dtype, values, tokens, dim, p + i * ld, ld, out + i);
-    if (i < nq) mix_queries(1, 8, dtype, values, tokens, dim, p + i * ld, ld, out + i);
+    for (; i + MIX_QUERIES <= nq; i += MIX_QUERIES, ahead = NULL)
+        mix_queries(MIX_QUERIES, MIX_WIDE, dtype, values, tokens, dim, p + i * ld, ld, out + i, ahead);
+    for (; i + 2 <= nq; i += 2, ahead = NULL)
+        mix_queries(2, MIX_WIDE, dtype, values, tokens, dim, p + i * ld, ld, out + i, ahead);
+    if (i < nq) mix_queries(1, 8, dtype, values, tokens, dim, p + i * ld, ld, out + i, ahead);
 }
 
-/* p holds the weights, the value scales of q8 folded in. */
-static void mix_tile(const cairn_tile *tile, size_t nq, const float *p, size_t ld, float *const *out)
+/* p holds the weights, the value scales of q8 folded in; ahead: the next tile's values, or NULL. */
+static void mix_tile(const cairn_tile *tile, size_t nq, const float *p, size_t ld, float *const *out, const char *ahead)
 {
     size_t tokens = tile->tokens, dim = tile->head_dim;
     switch (tile->dtype) {
-    case CAIRN_F32: mix_rows(CAIRN_F32, tile->values, tokens, dim, nq, p, ld, out); break;
-    case CAIRN_F16: mix_rows(CAIRN_F16, tile->values, tokens, dim, nq, p, ld, out); break;
-    case CAIRN_BF16: mix_rows(CAIRN_BF16, tile->values, tokens, dim, nq, p, ld, out); break;
-    case CAIRN_Q8: mix_rows(CAIRN_Q8, tile->values, tokens, dim, nq, p, ld, out); break;
+    case CAIRN_F32: mix_rows(CAIRN_F32, tile->values, tokens, dim, nq, p, ld, out, ahead); break;
+    case CAIRN_F16: mix_rows(CAIRN_F16, tile->values, tokens, dim, nq, p, ld, out, ahead); break;
+    case CAIRN_BF16: mix_rows(CAIRN_BF16, tile->values, tokens, dim, nq, p, ld, out, ahead); break;
+    case CAIRN_Q8: mix_rows(CAIRN_Q8, tile->values, tokens, dim, nq, p, ld, out, ahead); break;
     }
 }
 
@@ -245,7 +262,7 @@ static void tile_scores(const cairn_tile *tile, size_t nq, const float *const *q
     if (tile->tokens == 0) return;
     for (size_t i = 0, n; i < nq; i += n) {
         n = nq - i < TILE_QUERIES ? nq - i : TILE_QUERIES;
-        score_tile(tile, n, q + i, scores + i * ld, ld, &s);
+        score_tile(tile, n, q + i, scores + i * ld, ld, &s, NULL);
     }
 }
 
@@ -253,14 +270,14 @@ static void tile_mix(const cairn_tile *tile, size_t nq, const float *p, size_t l
 {
     if (tile->tokens == 0) return;
     if (tile->dtype != CAIRN_Q8) {
-        mix_tile(tile, nq, p, ld, out);
+        mix_tile(tile, nq, p, ld, out, NULL);
         return;
     }
     tile_scratch s = tile_scratch_over(scratch, tile->tokens, tile->head_dim);
     for (size_t i = 0, n; i < nq; i += n) {
         n = nq - i < TILE_QUERIES ? nq - i : TILE_QUERIES;
         for (size_t j = 0; j < n; j++) fold_value_scales(tile, p + (i + j) * ld, 1.0f, s.p + j * s.p_ld);
-        mix_tile(tile, n, s.p, s.p_ld, out + i);
+        mix_tile(tile, n, s.p, s.p_ld, out + i, NULL);
     }
 }
 
@@ -294,11 +311,13 @@ static void tile_attend(const cairn_tile *tile, size_t nq, const float *const *q
         return;
     }
     tile_scratch s = tile_scratch_over(scratch, tokens, tile->head_dim);
-    if (nq < MANY_QUERIES) announce(tile->keys, bytes), announce(tile->values, bytes);
+    const cairn_tile *next = nq < MANY_QUERIES ? tile->next : NULL;
+    const char *keys_ahead = next != NULL ? next->keys : NULL, *values_ahead = next != NULL ? next->values : NULL;
+    if (nq < MANY_QUERIES && !tile->coming) announce(tile->keys, bytes), announce(tile->values, bytes);
     for (size_t i = 0, n; i < nq; i += n) {
         n = nq - i < TILE_QUERIES ? nq - i : TILE_QUERIES;
-        score_tile(tile, n, q + i, s.p, s.p_ld, &s);
+        score_tile(tile, n, q + i, s.p, s.p_ld, &s, i == 0 ? keys_ahead : NULL);
         softmax_rows(tile, n, s.p, s.p_ld, weight + i, lse != NULL ? lse + i : NULL);
-        mix_tile(tile, n, s.p, s.p_ld, out + i);
+        mix_tile(tile, n, s.p, s.p_ld, out + i, i == 0 ? values_ahead : NULL);
     }
 }

@@ -132,9 +132,8 @@ static void weights_are_1_and_places_count_from_0_unless_said_otherwise(void **s
     cairn_train_tokens_wipe(&t);
 }
 
-/* User-defined tokens at the start keep the space away; a mark in the text decodes to a space of one byte; a broken
- * character takes its share of what follows along, be it a space, which is then spelled as the three bytes of a mark.
- */
+/* User-defined tokens at the start keep the space away; a mark in the text decodes to a space of one byte; a space
+ * after a broken character is one byte too. */
 static void odd_documents_are_followed_too(void **state)
 {
     const fixture *fx = *state;
@@ -148,8 +147,8 @@ static void odd_documents_are_followed_too(void **state)
                  {"e" TINY_MARK "the ", 3, {0, 1, 7}},
                  {"   ", 4, {0, 1, 1, 1}},
                  {"<|pad|>", 8, {0, 1, 1, 1, 1, 1, 1, 1}}, /* the name of a control token is text */
-                 {"\xff\xff a", 7, {0, 1, 1, 1, 0, 0, 1}},
-                 {"a\xe2 ", 6, {0, 1, 1, 1, 0, 0}}};
+                 {"\xff\xff a", 5, {0, 1, 1, 1, 1}},
+                 {"a\xe2 ", 4, {0, 1, 1, 1}}};
     cairn_train_tokens t = {0};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         const cairn_train_document d = {(const uint8_t *)cases[i].text, NULL, NULL, strlen(cases[i].text)};

@@ -194,6 +194,7 @@ static cairn_status next_dying(cairn_store *store, uint64_t after, uint64_t *out
 static cairn_status free_segment(cairn_store *store, uint64_t segment, uint64_t *blocks)
 {
     uint32_t most = STORE_FREE_TILES;
+    char full[1024] = "";
     cairn_status status = CAIRN_OK;
     for (bool done = false; !done && status == CAIRN_OK;) {
         status = free_batch(store, segment, most, blocks, &done);
@@ -201,6 +202,9 @@ static cairn_status free_segment(cairn_store *store, uint64_t segment, uint64_t 
         if (status == CAIRN_FULL && most > 4) {
             most /= 4;
             status = CAIRN_OK;
+            snprintf(full, sizeof full, "%s", cairn_last_error());
+        } else if (status == CAIRN_IO && full[0] != 0) {
+            status = cairn_fail(CAIRN_FULL, "%s", full); /* LMDB gave up at the first: that one says why */
         }
     }
     return status;

@@ -169,6 +169,7 @@ static void a_step_reads_what_is_selected_whatever_is_stored(void **state)
         assert_int_equal(json_number(cell, "tokens"), blocks * C);
         assert_samples(warm, "seconds", 10);
         assert_samples(cold, "seconds", 2);
+        assert_true(assert_samples(warm, "processor_seconds", 10) > 0);
         assert_samples(dense, "seconds", 5);
         assert_int_equal(json_number(dense, "bytes"), blocks * HEADS * LAYERS * PAYLOAD);
         tiles[i] = real_of(warm, "tiles");

@@ -42,9 +42,9 @@ static const cli_option options[] = {
     BENCH_STORE_OPTIONS(flags.bench),
 };
 
-typedef struct steps { /* of one kind at one length, with one number of threads */
-    samples seconds, attention;
-    double search, fetch, attend; /* sums of seconds */
+typedef struct steps {                     /* of one kind at one length, with one number of threads */
+    samples seconds, attention, processor; /* the last: processor time of all threads */
+    double search, fetch, attend;          /* sums of seconds */
     uint64_t tier_bytes, map_bytes, read_bytes, tiles, device_bytes;
 } steps;
 
@@ -52,7 +52,7 @@ typedef struct cell {
     uint64_t tokens;
     uint32_t threads;
     steps warm, cold;
-    samples dense; /* seconds of attention of one row in all retrieving layers */
+    samples dense, dense_processor; /* seconds of attention of one row in all retrieving layers */
     uint64_t dense_bytes;
     double opening; /* seconds of the last warm session's opening */
 } cell;
@@ -77,9 +77,9 @@ static int step(run_state *r, cairn_session *session, cairn_runtime *runtime, ca
     cairn_step_stats s;
     uint64_t device = machine_read_bytes();
     cairn_session_stats_reset(session);
-    uint64_t start = cli_now_ns();
+    uint64_t cpu = machine_cpu_ns(), start = cli_now_ns();
     cairn_status st = cairn_runtime_feed(runtime, &token, 1, r->logits);
-    double seconds = (double)(cli_now_ns() - start) * 1e-9;
+    double seconds = (double)(cli_now_ns() - start) * 1e-9, processor = (double)(machine_cpu_ns() - cpu) * 1e-9;
     if (st != CAIRN_OK) return cli_fail_status(r->b.c, st);
     if (out == NULL) return bench_stopped(&r->b);
     cairn_session_stats(session, &s);
@@ -91,7 +91,7 @@ static int step(run_state *r, cairn_session *session, cairn_runtime *runtime, ca
     out->read_bytes += s.read_bytes;
     out->tiles += s.tiles;
     out->device_bytes += machine_read_bytes() - device;
-    if (!samples_add(&out->seconds, seconds) ||
+    if (!samples_add(&out->seconds, seconds) || !samples_add(&out->processor, processor) ||
         !samples_add(&out->attention, (double)(s.search_ns + s.fetch_ns + s.attend_ns) * 1e-9))
         return cli_fail(r->b.c, EXIT_FAILED, "out of memory");
     return bench_stopped(&r->b);
@@ -171,12 +171,13 @@ static int measure_dense(run_state *r, uint64_t tokens, cell *of)
         synth_query(&s, false, 0.5, q);
         memcpy(q + width, q, width * sizeof *q); /* any row will do as the newest key and value */
         st = cairn_session_append(session, 0, 1, q + width, q + width);
-        uint64_t start = cli_now_ns();
+        uint64_t cpu = machine_cpu_ns(), start = cli_now_ns();
         if (st == CAIRN_OK) st = cairn_session_attend(session, 0, 1, q, q + 2 * width);
         double seconds = (double)(cli_now_ns() - start) * 1e-9 * retrieving_layers(model);
+        double processor = (double)(machine_cpu_ns() - cpu) * 1e-9 * retrieving_layers(model);
         if (st == CAIRN_OK) st = cairn_session_advance(session, &id, 1);
         if (st != CAIRN_OK) code = cli_fail_status(r->b.c, st);
-        if (code < 0 && i > 0 && !samples_add(&of->dense, seconds))
+        if (code < 0 && i > 0 && (!samples_add(&of->dense, seconds) || !samples_add(&of->dense_processor, processor)))
             code = cli_fail(r->b.c, EXIT_FAILED, "out of memory");
         if (code < 0) code = bench_stopped(&r->b);
     }
@@ -240,15 +241,15 @@ static double per_step(double sum, const steps *s)
 
 static void print_cells(run_state *r)
 {
-    static const char *const heads[] = {"tokens", "threads", "state",  "p50 ms",  "p95",    "p99",
-                                        "search", "fetch",   "attend", "KiB/tok", "device", "dense attention ms"};
-    static const bool right[] = {true, true, false, true, true, true, true, true, true, true, true, true};
+    static const char *const heads[] = {"tokens", "threads", "state",  "p50 ms",  "p95",    "p99",      "cpu",
+                                        "search", "fetch",   "attend", "KiB/tok", "device", "dense ms", "dense cpu"};
+    static const bool right[] = {true, true, false, true, true, true, true, true, true, true, true, true, true, true};
     table *t = table_new(CLI_COUNT_OF(heads), heads, right);
     for (size_t i = 0; i < r->n_lengths * r->n_threads; i++) {
         for (int cold = 0; cold < 2; cold++) {
             cell *of = &r->cells[i];
             steps *s = cold ? &of->cold : &of->warm;
-            human h[10], tokens;
+            human h[12], tokens;
             if (s->seconds.n == 0) continue;
             snprintf(h[0].text, sizeof h[0].text, "%u", of->threads);
             const double quantiles[] = {0.5, 0.95, 0.99}, parts[] = {s->search, s->fetch, s->attend};
@@ -263,15 +264,20 @@ static void print_cells(run_state *r)
             if (!cold && of->dense.n > 0)
                 snprintf(h[9].text, sizeof h[0].text, "%.2f (%.0f x)", 1e3 * samples_median(&of->dense),
                          samples_median(&of->dense) / samples_median(&s->attention));
+            snprintf(h[10].text, sizeof h[0].text, "%.2f", 1e3 * samples_median(&s->processor));
+            h[11].text[0] = 0;
+            if (!cold && of->dense.n > 0)
+                snprintf(h[11].text, sizeof h[0].text, "%.2f", 1e3 * samples_median(&of->dense_processor));
             table_row(t, (const char *const[]){human_count(&tokens, of->tokens), h[0].text, cold ? "cold" : "warm",
-                                               h[1].text, h[2].text, h[3].text, h[4].text, h[5].text, h[6].text,
-                                               h[7].text, h[8].text, h[9].text});
+                                               h[1].text, h[2].text, h[3].text, h[10].text, h[4].text, h[5].text,
+                                               h[6].text, h[7].text, h[8].text, h[9].text, h[11].text});
         }
     }
     table_print(t);
-    printf("\nsearch, fetch, attend: mean ms of a step. KiB/tok: tiles used by a step; device: read for it, as the "
+    printf("\ncpu: processor time of all threads, median; other processes disturb it less. ");
+    printf("search, fetch, attend: mean ms of a step. KiB/tok: tiles used by a step; device: read for it, as the "
            "kernel\n"
-           "counts. Dense attention: of the same layers over all keys in RAM, and how many times the warm step's "
+           "counts. dense: attention of the same layers over all keys in RAM, and how many times the warm step's "
            "attention.\n");
 }
 
@@ -281,11 +287,12 @@ static json_t *steps_json(steps *s)
     json_t *all = samples_json(&s->seconds);
     json_object_set_new(all, "p95", json_real(samples_at(&s->seconds, 0.95)));
     json_object_set_new(all, "p99", json_real(samples_at(&s->seconds, 0.99)));
-    return json_pack("{s:o, s:o, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "seconds", all, "attention_seconds",
-                     samples_json(&s->attention), "search_seconds", s->search / n, "fetch_seconds", s->fetch / n,
-                     "attend_seconds", s->attend / n, "tiles", (double)s->tiles / n, "tier_bytes",
-                     (double)s->tier_bytes / n, "map_bytes", (double)s->map_bytes / n, "read_bytes",
-                     (double)s->read_bytes / n, "device_read_bytes", (double)s->device_bytes / n);
+    return json_pack("{s:o, s:o, s:o, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "seconds", all, "attention_seconds",
+                     samples_json(&s->attention), "processor_seconds", samples_json(&s->processor), "search_seconds",
+                     s->search / n, "fetch_seconds", s->fetch / n, "attend_seconds", s->attend / n, "tiles",
+                     (double)s->tiles / n, "tier_bytes", (double)s->tier_bytes / n, "map_bytes",
+                     (double)s->map_bytes / n, "read_bytes", (double)s->read_bytes / n, "device_read_bytes",
+                     (double)s->device_bytes / n);
 }
 
 static json_t *cells_json(run_state *r)
@@ -294,7 +301,8 @@ static json_t *cells_json(run_state *r)
     for (size_t i = 0; i < r->n_lengths * r->n_threads; i++) {
         cell *of = &r->cells[i];
         json_t *dense = of->dense.n == 0 ? json_null()
-                                         : json_pack("{s:o, s:o, s:f}", "seconds", samples_json(&of->dense), "bytes",
+                                         : json_pack("{s:o, s:o, s:o, s:f}", "seconds", samples_json(&of->dense),
+                                                     "processor_seconds", samples_json(&of->dense_processor), "bytes",
                                                      json_count(of->dense_bytes), "over_warm_attention",
                                                      samples_median(&of->dense) / samples_median(&of->warm.attention));
         json_array_append_new(cells, json_pack("{s:o, s:i, s:o, s:o, s:o, s:f}", "tokens", json_count(of->tokens),
@@ -338,8 +346,9 @@ static int run(cli *c, int argc, char **argv)
         print_cells(&r);
     }
     for (size_t i = 0; r.cells != NULL && i < r.n_lengths * r.n_threads; i++) {
-        samples *const all[] = {&r.cells[i].warm.seconds, &r.cells[i].warm.attention, &r.cells[i].cold.seconds,
-                                &r.cells[i].cold.attention, &r.cells[i].dense};
+        samples *const all[] = {&r.cells[i].warm.seconds,   &r.cells[i].warm.attention, &r.cells[i].cold.seconds,
+                                &r.cells[i].cold.attention, &r.cells[i].dense,          &r.cells[i].warm.processor,
+                                &r.cells[i].cold.processor, &r.cells[i].dense_processor};
         for (size_t k = 0; k < CLI_COUNT_OF(all); k++) samples_wipe(all[k]);
     }
     free(r.cells);

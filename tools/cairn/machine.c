@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/sysinfo.h>
 #include <sys/utsname.h>
+#include <time.h>
 #include <unistd.h>
 
 /* The first "model name" of /proc/cpuinfo. */
@@ -87,4 +88,11 @@ uint64_t machine_read_bytes(void)
         if (sscanf(line, "read_bytes: %llu", &bytes) == 1) break;
     if (f != NULL) fclose(f);
     return (uint64_t)bytes;
+}
+
+uint64_t machine_cpu_ns(void)
+{
+    struct timespec t = {0, 0};
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+    return (uint64_t)t.tv_sec * UINT64_C(1000000000) + (uint64_t)t.tv_nsec;
 }

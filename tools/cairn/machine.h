@@ -17,5 +17,7 @@ json_t *machine_json(const machine *m);
 
 /* Bytes this process made the block devices read so far (/proc/self/io); UINT64_MAX where the kernel does not count. */
 uint64_t machine_read_bytes(void);
+/* Processor time of this process so far, all its threads: what other processes on a shared machine disturb least. */
+uint64_t machine_cpu_ns(void);
 
 #endif

@@ -39,13 +39,13 @@ typedef struct part {
 
 /* Those with a model and text first: if they cannot be read, it is said at once. */
 static const part parts[] = {
-    {"decode", true, {"--tokens", "16K,128K", "--steps", "200", "--cold", "5"}, {NULL}},
+    {"decode", true, {"--tokens", "16K,64K", "--steps", "200", "--cold", "5"}, {NULL}},
     {"recall",
      true,
      {"--tokens", "64K", "--synthetic", "256K", "--heads", "3", "--queries", "32"},
      {"--tokens", "64K,1M", "--synthetic", "1M,10M"}},
-    {"ingest", true, {"--tokens", "16K,128K", "--repeats", "3"}, {NULL}},
-    {"resume", true, {"--tokens", "16K,128K", "--repeats", "5"}, {"--tokens", "16K,256K,1M"}},
+    {"ingest", true, {"--tokens", "16K,64K", "--repeats", "3"}, {NULL}},
+    {"resume", true, {"--tokens", "16K,64K", "--repeats", "5"}, {"--tokens", "16K,256K,1M"}},
     {"fetch", false, {"--size", "256M", "--repeats", "7"}, {"--size", "2G", "--repeats", "15"}},
     {"attend", false, {"--size", "64M", "--repeats", "7"}, {"--size", "128M"}},
 };

@@ -512,7 +512,8 @@ cairn_status page_leaves(page_file *file, const char *name, const page_tree *tre
     return s.w.damaged == 0 ? CAIRN_OK : cairn_fail(CAIRN_CORRUPT, "%s: %s", file->path, s.w.first);
 }
 
-cairn_status page_read_large(const page_file *file, const char *name, const page_value *value, void *out, size_t bytes)
+cairn_status page_read_large(const page_file *file, const char *name, const page_value *value, bool exact, void *out,
+                             size_t bytes)
 {
     assert(value->data == NULL && bytes <= value->bytes);
     uint8_t header[PAGE_HEADER];
@@ -526,7 +527,8 @@ cairn_status page_read_large(const page_file *file, const char *name, const page
     unsigned flags = cairn_get_le16(header + 10);
     uint32_t run = cairn_get_le32(header + 12);
     /* LMDB may keep a shorter value in a longer run that it already had */
-    if (number != value->page || flags != PAGE_OVERFLOW || run < page_run(file, value->bytes))
+    uint64_t least = page_run(file, value->bytes);
+    if (number != value->page || flags != PAGE_OVERFLOW || run < least || (exact && run != least))
         return cairn_fail(
             CAIRN_CORRUPT,
             "page %llu of the '%s' tree says it is page %llu, flags %04x, a run of %u; expected %04x and %llu",
@@ -594,7 +596,7 @@ static bool free_record(void *arg, cairn_span key, const page_value *value)
             f->failure = cairn_fail(CAIRN_NO_MEMORY, "free list of %u bytes", value->bytes);
             return false;
         }
-        if (page_read_large(f->file, "free", value, copy, value->bytes) != CAIRN_OK) {
+        if (page_read_large(f->file, "free", value, false, copy, value->bytes) != CAIRN_OK) {
             free_damage(f, cairn_last_error());
             cairn_free(copy);
             return true;

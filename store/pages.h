@@ -80,8 +80,10 @@ cairn_status page_walk_free(page_file *file, void (*tell)(void *, const char *),
  * (may be NULL) gets each sentence. */
 cairn_status store_trees(page_file *file, page_tree *out, void (*damage)(void *, const char *), void *arg);
 
-/* Reads the first `bytes` bytes of a large value, and checks the page header before it. */
-cairn_status page_read_large(const page_file *file, const char *name, const page_value *value, void *out, size_t bytes);
+/* Reads the first `bytes` bytes of a large value, and checks the page header before it. `exact`: values of
+ * this tree never change their size, so the run is as long as it must be: freeing it would free what follows. */
+cairn_status page_read_large(const page_file *file, const char *name, const page_value *value, bool exact, void *out,
+                             size_t bytes);
 /* Pages of a large value: LMDB puts a header of 16 bytes before it. */
 uint64_t page_run(const page_file *file, uint64_t bytes);
 

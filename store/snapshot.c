@@ -72,6 +72,13 @@ cairn_status store_context_id(cairn_store *store, MDB_txn *txn, const char *name
     return CAIRN_OK;
 }
 
+cairn_status store_context_is(const context_record *record, const void *name, size_t bytes)
+{
+    if (strlen(record->name) == bytes && memcmp(record->name, name, bytes) == 0) return CAIRN_OK;
+    return cairn_fail(CAIRN_CORRUPT, "name '%.*s': its context %llu is named '%s'", (int)bytes, (const char *)name,
+                      (unsigned long long)record->id, record->name);
+}
+
 cairn_status store_context_named(cairn_store *store, MDB_txn *txn, const char *name, context_record *out)
 {
     uint64_t id = 0;
@@ -82,7 +89,7 @@ cairn_status store_context_named(cairn_store *store, MDB_txn *txn, const char *n
     status = store_context_get(store, txn, id, out);
     if (status == CAIRN_NOT_FOUND)
         return cairn_fail(CAIRN_CORRUPT, "name '%s': its context %llu is missing", name, (unsigned long long)id);
-    return status;
+    return status == CAIRN_OK ? store_context_is(out, name, strlen(name)) : status;
 }
 
 cairn_status store_context_get(cairn_store *store, MDB_txn *txn, uint64_t id, context_record *out)
@@ -172,6 +179,7 @@ cairn_status cairn_snapshot_contexts(cairn_snapshot *snap, cairn_context_each ea
         if (status == CAIRN_NOT_FOUND)
             status = cairn_fail(CAIRN_CORRUPT, "name '%.*s': its context %llu is missing", (int)key.mv_size,
                                 (const char *)key.mv_data, (unsigned long long)cairn_get_le64(value.mv_data));
+        if (status == CAIRN_OK) status = store_context_is(&record, key.mv_data, key.mv_size);
         if (status != CAIRN_OK) break;
         store_context_info(cairn_store_geometry(snap->store), &record, &info);
         if (!each(arg, &info)) {

@@ -260,6 +260,8 @@ cairn_status store_context_get(cairn_store *store, MDB_txn *txn, uint64_t id, co
 cairn_status store_context_put(cairn_store *store, MDB_txn *txn, const context_record *record,
                                const cairn_range *ranges, uint32_t range_count, const cairn_token *tail,
                                uint32_t tail_count);
+/* The number behind a name has no hash: CORRUPT if it led to a context of another name. */
+cairn_status store_context_is(const context_record *record, const void *name, size_t bytes);
 /* By name; NOT_FOUND has a sentence. */
 cairn_status store_context_named(cairn_store *store, MDB_txn *txn, const char *name, context_record *out);
 void store_context_info(const cairn_geometry *geometry, const context_record *record, cairn_context_info *out);

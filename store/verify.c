@@ -105,7 +105,8 @@ static const uint8_t *fetch_value(verification *v, const page_value *value, size
         }
         v->buffer_bytes = bytes;
     }
-    if (page_read_large(&v->file, store_db_names[v->db], value, v->buffer, bytes) == CAIRN_OK) return v->buffer;
+    bool fixed = v->db == DB_TOKENS || v->db == DB_LANDMARK || v->db == DB_TILE;
+    if (page_read_large(&v->file, store_db_names[v->db], value, fixed, v->buffer, bytes) == CAIRN_OK) return v->buffer;
     report(v, 1, cairn_last_error());
     return NULL;
 }

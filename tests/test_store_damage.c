@@ -609,6 +609,45 @@ static void a_tile_that_leads_to_another_tile_is_found_at_open(void **state)
     fixture_free(fx);
 }
 
+static bool any(void *arg, const cairn_context_info *info)
+{
+    (void)arg, (void)info;
+    return true;
+}
+
+static void a_name_that_leads_to_another_context_is_corrupt(void **state)
+{
+    (void)state;
+    fixture *fx = filled(tiny);
+    cairn_snapshot *snap;
+    cairn_context_info info;
+    uint64_t at = offset_of(fx, DB_NAME, "three", 5);
+    flip(fx, at, 1); /* 3 -> 1 */
+    assert_ok(cairn_snapshot_begin(fx->store, &snap));
+    assert_int_equal(cairn_snapshot_context(snap, "three", &info), CAIRN_CORRUPT);
+    assert_non_null(strstr(cairn_last_error(), "name 'three': its context 1 is named 'one'"));
+    assert_int_equal(cairn_snapshot_contexts(snap, any, NULL), CAIRN_CORRUPT);
+    cairn_snapshot_end(snap);
+    assert_int_equal(cairn_context_drop(fx->store, "three"), CAIRN_CORRUPT); /* and not the other one */
+    flip(fx, at, 1);
+    assert_clean(fx);
+    fixture_free(fx);
+}
+
+static void a_longer_run_of_pages_behind_a_tile_is_found(void **state)
+{
+    (void)state;
+    fixture *fx = filled(usual);
+    uint8_t key[KEY_TILE_BYTES];
+    store_key_tile(key, (cairn_tile_id){3, 7, 1, 1});
+    uint64_t at = offset_of(fx, DB_TILE, key, sizeof key) - 4; /* the run's length: what freeing it would free */
+    flip(fx, at, 5);
+    assert_found(fx, true, 1, "a run of");
+    flip(fx, at, 5);
+    assert_clean(fx);
+    fixture_free(fx);
+}
+
 static void a_key_in_a_branch_page_that_hides_records_is_found(void **state)
 {
     (void)state;
@@ -680,6 +719,8 @@ static void a_flipped_transaction_number_does_not_take_a_commit_back(void **stat
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_name_that_leads_to_another_context_is_corrupt),
+        cmocka_unit_test(a_longer_run_of_pages_behind_a_tile_is_found),
         cmocka_unit_test(a_tile_that_leads_to_another_tile_is_found_at_open),
         cmocka_unit_test(a_key_in_a_branch_page_that_hides_records_is_found),
         cmocka_unit_test(a_flipped_transaction_number_does_not_take_a_commit_back),

@@ -16,7 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { PAGE = 4096, TREE_STRIDE = 32, DEPTH_OF_READ = 128 };
+enum { PAGE = 4096, TREE_STRIDE = 32, DEPTH_OF_READ = 128, SETTLE = 128 };
 
 static struct {
     figure_flags figure;
@@ -221,11 +221,28 @@ static int three_states(run_state *r, cell *of, int cold)
     return code < 0 ? fetch_batch(r, of, cold + READ_MIXED, n, n / 2) : code;
 }
 
+/* A fetch in `read` mode gives back, every SETTLE lookups, what has piled up of the map in memory: here the pages that
+ * the ways through the map used meanwhile, which no session in `read` mode has. Uncounted, it is over before the pair.
+ */
+static int settle(run_state *r)
+{
+    cairn_status st = CAIRN_OK;
+    for (size_t left = SETTLE, n; st == CAIRN_OK && left > 0; left -= n) {
+        n = left < r->most ? left : r->most;
+        int code = deal(r, n, r->ids);
+        if (code >= 0) return code;
+        st = cairn_fetch_submit(r->fetch[0], r->snap, r->ids, NULL, n);
+        if (st == CAIRN_OK) st = cairn_fetch_wait(r->fetch[0], r->views);
+    }
+    return st == CAIRN_OK ? -1 : cli_fail_status(r->f.c, st);
+}
+
 /* The order within a pair alternates, so that a drift of the device favours neither. Samples are kept in the order they
  * were taken until all are: pairs are of the same round. */
 static int round_of(run_state *r, cell *of, bool device_first)
 {
-    int code = device_first ? device_batch(r, of, of->batch) : -1;
+    int code = settle(r);
+    if (code < 0 && device_first) code = device_batch(r, of, of->batch);
     if (code < 0) code = three_states(r, of, READ_COLD);
     if (code < 0 && !device_first) code = device_batch(r, of, of->batch);
     if (code < 0 && device_first) code = deal(r, of->batch, r->ids);

@@ -553,7 +553,8 @@ static void absurd_values_are_usage_errors_that_name_them(void **state)
 static void help_shows_the_benches_and_a_mistyped_one_is_answered_with_the_nearest(void **state)
 {
     (void)state;
-    static const char *const names[] = {"passkey", "ppl", "fetch", "decode", "attend", "recall", "ingest", "resume", "all"};
+    static const char *const names[] = {"passkey", "ppl",    "fetch",  "decode", "attend",
+                                        "recall",  "ingest", "resume", "all"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         char example[64];
         snprintf(example, sizeof example, "examples:\n  cairn bench %s", names[i]);

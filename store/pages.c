@@ -376,26 +376,35 @@ static void visit_leaf(walk *w, uint64_t number, const uint8_t *p, unsigned node
     }
 }
 
-/* Recursion is as deep as the tree says, at most DEPTH_MAX; `from` is the page that pointed here. */
-static void walk_page(walk *w, uint64_t from, uint64_t number, unsigned level)
+/* Reads a page of the tree into the buffer of its level and checks what it says; NULL where that cannot be. It is
+ * claimed already. */
+static const uint8_t *enter(walk *w, uint64_t number, unsigned level, bool leaf, unsigned *nodes)
 {
     const page_file *f = w->file;
-    if (w->stop || !claim(w, from, number, 1)) return;
-    bool leaf = level + 1 == w->tree->depth;
     uint64_t *count = leaf ? &w->leaf_pages : &w->branch_pages;
     if (++*count > (leaf ? w->tree->leaf_pages : w->tree->branch_pages)) { /* a loop, when `used` is not kept */
         damage(w, number, "is one more %s page than the tree's %llu", leaf ? "leaf" : "branch",
                (unsigned long long)*count - 1);
         w->stop = true;
-        return;
+        return NULL;
     }
     uint8_t *p = w->pages + (size_t)level * f->page_bytes;
     if (!read_at(f->fd, p, f->page_bytes, number * f->page_bytes)) {
         damage(w, number, "cannot be read: %s", errno != 0 ? strerror(errno) : "the file ends");
-        return;
+        return NULL;
     }
-    unsigned nodes;
-    if (!page_is_sane(w, number, p, leaf, &nodes)) return;
+    return page_is_sane(w, number, p, leaf, nodes) ? p : NULL;
+}
+
+/* Recursion is as deep as the tree says, at most DEPTH_MAX; `from` is the page that pointed here. */
+static void walk_page(walk *w, uint64_t from, uint64_t number, unsigned level)
+{
+    const page_file *f = w->file;
+    const bool leaf = level + 1 == w->tree->depth;
+    unsigned nodes = 0;
+    if (w->stop || !claim(w, from, number, 1)) return;
+    const uint8_t *p = enter(w, number, level, leaf, &nodes);
+    if (p == NULL) return;
     if (leaf) {
         visit_leaf(w, number, p, nodes);
         return;
@@ -467,17 +476,8 @@ static void search_leaves(leaf_search *s, uint64_t from, uint64_t number, unsign
         w->stop = !s->each(s->arg, key, number);
         return;
     }
-    uint8_t *p = w->pages + (size_t)level * w->file->page_bytes;
-    if (++w->branch_pages > w->tree->branch_pages) {
-        damage(w, number, "is one more branch page than the tree's %llu", (unsigned long long)w->branch_pages - 1);
-        w->stop = true;
-        return;
-    }
-    if (!read_at(w->file->fd, p, w->file->page_bytes, number * w->file->page_bytes)) {
-        damage(w, number, "cannot be read: %s", errno != 0 ? strerror(errno) : "the file ends");
-        return;
-    }
-    if (!page_is_sane(w, number, p, false, &nodes)) return;
+    const uint8_t *p = enter(w, number, level, false, &nodes);
+    if (p == NULL) return;
     for (unsigned i = 0; i < nodes && !w->stop; i++) {
         const uint8_t *node = p + cairn_get_le16(p + PAGE_HEADER + 2 * i), *next = NULL;
         cairn_span least = {node + NODE_HEADER, cairn_get_le16(node + 6)}, most = {0};

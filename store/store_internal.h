@@ -244,6 +244,7 @@ cairn_status store_ids_put(cairn_store *store, MDB_txn *txn, uint64_t next_conte
 /* LMDB lookup only: touches tree pages, never the record's own pages. The record lies inside the file. NOT_FOUND leaves
  * the error text alone. */
 cairn_status store_locate(cairn_snapshot *snap, cairn_tile_id id, cairn_span *record);
+
 /* ahead.c: a hint to the kernel that landmark records [first, first + count) will be read in order. NULL = none is
  * given, which the others take too. at: before a record is looked up; seen: what its size was. */
 typedef struct store_ahead store_ahead;

@@ -299,8 +299,7 @@ static int run(cli *c, int argc, char **argv)
     progress_clear(&r.f.bar);
     if (code < 0) draw(&r);
     if (code < 0 && c->json) {
-        int answered = cli_answer(c, figures_json(&r.f, "attend", flags.synth.seed, cells_json(&r)));
-        if (answered != EXIT_DONE) code = answered;
+        code = cli_answer_on(c, figures_json(&r.f, "attend", flags.synth.seed, cells_json(&r)));
     } else if (code < 0) {
         char what[160];
         snprintf(what, sizeof what, "%u steps of one row each, %u KV heads, %s kernels, seed %u", flags.figure.repeats,

@@ -339,8 +339,7 @@ static int run(cli *c, int argc, char **argv)
     if (code < 0) code = measure(&r);
     if (code < 0) draw(&r);
     if (code < 0 && c->json) {
-        int answered = cli_answer(c, bench_json(&r.b, "decode", cells_json(&r)));
-        if (answered != EXIT_DONE) code = answered;
+        code = cli_answer_on(c, bench_json(&r.b, "decode", cells_json(&r)));
     } else if (code < 0) {
         bench_print_head(&r.b);
         print_cells(&r);

@@ -411,8 +411,7 @@ static int run(cli *c, int argc, char **argv)
     progress_clear(&r.f.bar);
     if (code < 0) draw(&r);
     if (code < 0 && c->json) {
-        int answered = cli_answer(c, figures_json(&r.f, "fetch", flags.synth.seed, cells_json(&r)));
-        if (answered != EXIT_DONE) code = answered;
+        code = cli_answer_on(c, figures_json(&r.f, "fetch", flags.synth.seed, cells_json(&r)));
     } else if (code < 0) {
         human size, tile;
         char what[160];

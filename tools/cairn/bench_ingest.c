@@ -232,8 +232,7 @@ static int run(cli *c, int argc, char **argv)
         json_object_set_new(root, "prefill",
                             json_pack("{s:o, s:o, s:f}", "tokens", json_count(flags.prefill), "seconds",
                                       samples_json(&r.prefill), "tokens_per_second", prefill_rate(&r)));
-        int answered = cli_answer(c, root);
-        if (answered != EXIT_DONE) code = answered;
+        code = cli_answer_on(c, root);
     } else if (!c->json && r.n_cells > 0) { /* what was found before Ctrl-C is shown too */
         bench_print_head(&r.b);
         print_cells(&r);

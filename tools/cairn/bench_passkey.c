@@ -448,8 +448,7 @@ static int run(cli *c, int argc, char **argv)
         if (flags.by_depth) print_depths(&r);
     }
     if (code < 0 && c->json) {
-        int answered = cli_answer(c, bench_json(&r.b, "passkey", cells_json(&r)));
-        if (answered != EXIT_DONE) code = answered;
+        code = cli_answer_on(c, bench_json(&r.b, "passkey", cells_json(&r)));
     }
     for (size_t i = 0; i < r.n_cells; i++) {
         for (size_t k = 0; r.cells[i].of_k != NULL && k < r.n_k; k++) json_decref(r.cells[i].of_k[k].wrong);

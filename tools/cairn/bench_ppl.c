@@ -332,8 +332,7 @@ static int run(cli *c, int argc, char **argv)
         print_cells(&r);
     }
     if (code < 0 && c->json) {
-        int answered = cli_answer(c, bench_json(&r.b, "ppl", cells_json(&r)));
-        if (answered != EXIT_DONE) code = answered;
+        code = cli_answer_on(c, bench_json(&r.b, "ppl", cells_json(&r)));
     }
     for (size_t i = 0; i < r.n_cells; i++) free(r.cells[i].bits);
     free(r.cells);

@@ -592,8 +592,7 @@ static int run(cli *c, int argc, char **argv)
     progress_clear(&r.bar);
     if (code < 0) draw(&r);
     if (code < 0 && c->json) {
-        int answered = cli_answer(c, report_json(&r));
-        if (answered != EXIT_DONE) code = answered;
+        code = cli_answer_on(c, report_json(&r));
     } else if (code < 0) {
         char line[512];
         if (flags.bench.model != NULL)

@@ -347,6 +347,12 @@ int cli_answer(cli *c, json_t *root)
     return written ? EXIT_DONE : cli_fail(c, EXIT_FAILED, "cannot write the answer: %s", strerror(errno));
 }
 
+int cli_answer_on(cli *c, json_t *root)
+{
+    int code = cli_answer(c, root);
+    return code == EXIT_DONE ? -1 : code;
+}
+
 /* ---- progress ---- */
 
 void progress_init(progress *p, const cli *c, const char *label)

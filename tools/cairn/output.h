@@ -36,6 +36,7 @@ json_t *json_bytes(const char *bytes, size_t n);
 json_t *json_count(uint64_t n); /* integers beyond 2^63 - 1 (a fork "at the end") do not occur in output */
 /* Prints the command's one answer and frees it; returns EXIT_DONE, or EXIT_FAILED if stdout refuses. */
 int cli_answer(cli *c, json_t *root);
+int cli_answer_on(cli *c, json_t *root); /* the same, but -1 for EXIT_DONE: there is more to do */
 
 /* ---- progress: one line, rewritten on a terminal, a line a second elsewhere (only with --progress) ---- */
 

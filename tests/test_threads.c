@@ -1,6 +1,7 @@
 /* test_threads.c - several sessions in one process, each with its own threads: answering at once, forking what is being
  * ingested, building an index while others ask.
  * labels: threads */
+#include "must.h"
 #include "tiny_model.h"
 
 #include <cairn/cairn.h>
@@ -52,16 +53,6 @@ static int tear_down(void **state)
     free(fx);
     return 0;
 }
-
-/* A cmocka assert may only fail in the test's own thread: others use this. */
-#define must(condition)                                                                                                \
-    do {                                                                                                               \
-        if (!(condition)) {                                                                                            \
-            fprintf(stderr, "%s:%d: %s does not hold; last error: %s\n", __FILE__, __LINE__, #condition,               \
-                    cairn_last_error());                                                                               \
-            abort();                                                                                                   \
-        }                                                                                                              \
-    } while (0)
 
 /* The whole text in commits of STEP tokens. */
 static void ingest(fixture *fx, const char *context, uint32_t threads)

@@ -9,34 +9,24 @@
 #include "fuzz.h"
 
 #include "store_internal.h"
-
-#include <ftw.h>
+#include "support.h"
 
 static const cairn_geometry geometry = {
     .layers = 2, .first_layer = 1, .kv_heads = 2, .head_dim = 4, .block_tokens = 5, .dtype = CAIRN_F16};
-static char dir[256];
+static char *dir;
 static cairn_store *store;
-
-static int remove_one(const char *path, const struct stat *st, int type, struct FTW *at)
-{
-    (void)st, (void)type, (void)at;
-    return remove(path);
-}
 
 static void finish(void)
 {
     cairn_store_close(store);
-    nftw(dir, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+    test_remove_dir(dir);
 }
 
 static void begin(void)
 {
-    const char *base = getenv("TMPDIR");
-    char path[300];
     cairn_store_options opt;
-    snprintf(dir, sizeof dir, "%s/cairn-fuzz-XXXXXX", base != NULL ? base : "/tmp");
-    must(mkdtemp(dir) != NULL);
-    snprintf(path, sizeof path, "%s/store", dir);
+    dir = test_make_dir();
+    char *path = test_path(dir, "store");
     cairn_store_options_init(&opt, sizeof opt);
     opt.create = true;
     opt.no_sync = true;
@@ -44,6 +34,7 @@ static void begin(void)
     opt.geometry = geometry;
     opt.model = (cairn_model_id){.fingerprint = 0x1234, .name = "fuzz"};
     must(cairn_store_open(path, &opt, &store) == CAIRN_OK);
+    free(path);
     atexit(finish);
 }
 

@@ -7,6 +7,8 @@
 #ifndef CAIRN_TESTS_FUZZ_H
 #define CAIRN_TESTS_FUZZ_H
 
+#include "must.h"
+
 #include <base_internal.h>
 
 #include <stdio.h>
@@ -15,16 +17,6 @@
 #include <unistd.h>
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-/* A find, like a crash, with the sentence that goes with it. */
-#define must(condition)                                                                                                \
-    do {                                                                                                               \
-        if (!(condition)) {                                                                                            \
-            fprintf(stderr, "%s:%d: %s does not hold; last error: %s\n", __FILE__, __LINE__, #condition,               \
-                    cairn_last_error());                                                                               \
-            abort();                                                                                                   \
-        }                                                                                                              \
-    } while (0)
 
 /* An exact copy on the heap, so that one byte too many is seen. */
 static inline uint8_t *fuzz_copy(const void *data, size_t size)

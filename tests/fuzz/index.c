@@ -11,6 +11,7 @@
  * FAISS's own bytes are not changed with their hash put right: FAISS believes the lengths it reads, so a file that only
  * looks like Cairn's must be told by its hash, which is in the segment record (docs/hardness.md). */
 #include "fuzz.h"
+#include "support.h"
 
 #include "context_internal.h"
 #include "index_internal.h"
@@ -37,14 +38,11 @@ static cairn_index *filled(unsigned kind)
 static void begin(void)
 {
     uint64_t state = 1;
-    char path[] = "/tmp/cairn-fuzz-XXXXXX";
+    char *dir = test_make_dir(), *path = test_path(dir, "file");
     for (size_t i = 0; i < ROWS * DIM; i++) {
         state = state * 6364136223846793005u + 1442695040888963407u;
         rows[i] = (float)(int32_t)(state >> 32) * 0x1p-30f;
     }
-    int fd = mkstemp(path);
-    must(fd >= 0);
-    close(fd);
     for (unsigned i = 0; i < N_KINDS; i++) {
         cairn_index *index = good[i].index = filled(i);
         uint64_t hash;
@@ -58,7 +56,8 @@ static void begin(void)
         must(good[i].n > 8 + DIM * 4 && good[i].n < 1 << 16);
         fclose(f);
     }
-    unlink(path);
+    free(path);
+    test_remove_dir(dir);
 }
 
 static void check_answers(const cairn_index *index)

@@ -8,17 +8,15 @@
  * characters, as JSON it is a string of valid UTF-8. */
 #include "fuzz.h"
 
-#include "../tiny_vocab.h"
 #include "output.h"
+#include "support.h"
+#include "tiny_vocab.h"
 
 static cairn_model *models[2];
 
 static void begin(void)
 {
-    char path[] = "/tmp/cairn-fuzz-XXXXXX";
-    int fd = mkstemp(path);
-    must(fd >= 0);
-    close(fd);
+    char *dir = test_make_dir(), *path = test_path(dir, "file");
     for (int i = 0; i < 2; i++) {
         tiny_model m = tiny_model_default();
         m.width = 8;
@@ -32,7 +30,8 @@ static void begin(void)
         cairn_gguf_writer_free(w);
         must(cairn_model_open(path, &models[i]) == CAIRN_OK);
     }
-    unlink(path);
+    free(path);
+    test_remove_dir(dir);
 }
 
 static void check_tokens(const cairn_model *model, bool pieces, const uint8_t *text, size_t size)

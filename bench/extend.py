@@ -11,9 +11,10 @@ where it stopped when run again with the same --dir. Prints Markdown.
 
 With the defaults about 40 minutes on two cores; --quick trains for seconds, to see that all runs.
 """
-import argparse, json, os, subprocess, sys
+import argparse, os
 
-root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+from driver import cairn, kept, root, train as train_plan
+
 ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 ap.add_argument("--cairn", default=os.path.join(root, "build", "cairn"))
 ap.add_argument("--corpus", required=True, help="tools/corpus.sh makes one")
@@ -32,21 +33,8 @@ if opt.quick:
 os.makedirs(opt.dir, exist_ok=True)
 
 
-def cairn(*args, progress=False):
-    run = subprocess.run([opt.cairn, *map(str, args), "--json", *(["--progress"] if progress else [])],
-                         stdout=subprocess.PIPE)
-    if run.returncode != 0:
-        sys.exit(f"cairn {args[0]}: exit {run.returncode}: {run.stdout.decode()}")
-    return json.loads(run.stdout)
-
-
 def train(name, model, stages, *more):
-    path = os.path.join(opt.dir, name)
-    with open(path + ".json", "w") as f:
-        json.dump({"name": name, "model": model, "stages": stages}, f, indent=1)
-    cairn("train", "-p", path + ".json", "-c", opt.corpus, "-o", path + ".gguf", "--log", path + ".jsonl", *more,
-          progress=True)
-    return path + ".gguf"
+    return train_plan(opt.cairn, opt.dir, name, model, stages, opt.corpus, *more)[0] + ".gguf"
 
 
 def tokens(stages, plain):
@@ -56,15 +44,9 @@ def tokens(stages, plain):
 
 def ask(model, length):
     """Right of asked; figures are kept in a file each."""
-    path = f"{model}-{length}.figures"
-    if not os.path.exists(path):
-        out = cairn("bench", "passkey", "-m", model, "-c", opt.corpus, "--tokens", length, "--texts", opt.texts,
-                    "--seed", 21)
-        with open(path + ".new", "w") as f:
-            json.dump(out, f)
-        os.rename(path + ".new", path)
-    with open(path) as f:
-        cell = json.load(f)["cells"][0]
+    cell = kept(f"{model}-{length}.figures",
+                lambda: cairn(opt.cairn, "bench", "passkey", "-m", model, "-c", opt.corpus, "--tokens", length, "--texts",
+                              opt.texts, "--seed", 21))["cells"][0]
     return f"{cell['right']}/{cell['asked']}"
 
 

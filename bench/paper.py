@@ -13,9 +13,10 @@ With the defaults about six hours on two cores; --quick trains 200,000 tokens of
 all runs. Table 2 asks the landmark models again, with one choice of blocks for each row and head, for each head, for each
 row (--scope).
 """
-import argparse, json, os, statistics, subprocess, sys
+import argparse, os, statistics, sys
 
-root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+from driver import cairn, kept, root, train as train_plan
+
 ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 ap.add_argument("--cairn", default=os.path.join(root, "build", "cairn"))
 ap.add_argument("--corpus", required=True, help="tools/corpus.sh makes one")
@@ -36,28 +37,15 @@ W, B, WINDOWS = opt.window, 64, 8
 os.makedirs(opt.dir, exist_ok=True)
 
 
-def cairn(*args, progress=False):
-    run = subprocess.run([opt.cairn, *map(str, args), "--json", *(["--progress"] if progress else [])],
-                         stdout=subprocess.PIPE)
-    if run.returncode != 0:
-        sys.exit(f"cairn {args[0]}: exit {run.returncode}: {run.stdout.decode()}")
-    return json.loads(run.stdout)
-
-
 def train(attention, seed):
-    """The model of one kind and seed; `cairn train` itself goes on from its checkpoint, or finds nothing to do."""
-    name = os.path.join(opt.dir, f"{attention}-{seed}")
+    """The model of one kind and seed."""
     content = W * 63 // 64 if attention == "landmark" else W  # landmarks are no text
-    plan = {"name": f"{attention}-{seed}",
-            "model": {"width": opt.width, "layers": opt.layers, "heads": opt.width // 32, "kv_heads": opt.width // 32,
-                      "head_dim": 32, "hidden": opt.width * 8 // 3 // 16 * 16, "attention": attention,
-                      "segment": W // 2, "seed": seed, "threads": 2, "guided_layer": 1},
-            "stages": [{"name": "text", "steps": max(1, opt.tokens // (content * WINDOWS)), "window": W,
-                        "windows": WINDOWS, "warmup": 100, "text": 1, "floor": 0.02}]}
-    with open(name + ".json", "w") as f:
-        json.dump(plan, f, indent=1)
-    done = cairn("train", "-p", name + ".json", "-c", opt.corpus, "-o", name + ".gguf", "--log", name + ".jsonl",
-                 progress=True)
+    model = {"width": opt.width, "layers": opt.layers, "heads": opt.width // 32, "kv_heads": opt.width // 32, "head_dim": 32,
+             "hidden": opt.width * 8 // 3 // 16 * 16, "attention": attention, "segment": W // 2, "seed": seed, "threads": 2,
+             "guided_layer": 1}
+    stages = [{"name": "text", "steps": max(1, opt.tokens // (content * WINDOWS)), "window": W, "windows": WINDOWS,
+               "warmup": 100, "text": 1, "floor": 0.02}]
+    name, done = train_plan(opt.cairn, opt.dir, f"{attention}-{seed}", model, stages, opt.corpus)
     print(f"{attention}, seed {seed}: {done['step']} updates", file=sys.stderr, flush=True)
     return name
 
@@ -65,18 +53,12 @@ def train(attention, seed):
 def bits(name, length, k=None, window=None, scope=None):
     """Bits per byte and attended tokens of a model at a length; figures are kept in a file each."""
     label = "-".join(str(x) for x in ("ppl", length, k, window, scope) if x is not None)
-    path = f"{name}-{label.replace('+', '')}.figures"
-    if not os.path.exists(path):
-        extra = []
-        for flag, value in (("--top-k", k), ("--window", window), ("--scope", scope)):
-            extra += [flag, value] if value is not None else []
-        out = cairn("bench", "ppl", "-m", name + ".gguf", "-c", opt.corpus, "--length", length, "--texts", opt.segments,
-                    *extra)
-        with open(path + ".new", "w") as f:
-            json.dump(out, f)
-        os.rename(path + ".new", path)
-    with open(path) as f:
-        cell = json.load(f)["cells"][0]
+    extra = []
+    for flag, value in (("--top-k", k), ("--window", window), ("--scope", scope)):
+        extra += [flag, value] if value is not None else []
+    cell = kept(f"{name}-{label.replace('+', '')}.figures",
+                lambda: cairn(opt.cairn, "bench", "ppl", "-m", name + ".gguf", "-c", opt.corpus, "--length", length, "--texts",
+                              opt.segments, *extra))["cells"][0]
     return cell["bits_per_byte"], cell["attended_tokens"]
 
 

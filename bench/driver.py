@@ -1,0 +1,34 @@
+"""What the drivers here share: the cairn command asked for JSON, and figures that are kept in a file each, so that a run
+that was stopped goes on where it was."""
+import json, os, subprocess, sys
+
+root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def cairn(command, *args, progress=False):
+    """The JSON answer of `command args`; its failure is ours."""
+    run = subprocess.run([command, *map(str, args), "--json", *(["--progress"] if progress else [])],
+                         stdout=subprocess.PIPE)
+    if run.returncode != 0:
+        sys.exit(f"cairn {args[0]}: exit {run.returncode}: {run.stdout.decode()}")
+    return json.loads(run.stdout)
+
+
+def kept(path, measure):
+    """What `measure` gave, from the file `path` if it was measured before."""
+    if not os.path.exists(path):
+        with open(path + ".new", "w") as f:
+            json.dump(measure(), f)
+        os.rename(path + ".new", path)
+    with open(path) as f:
+        return json.load(f)
+
+
+def train(command, directory, name, model, stages, corpus, *more):
+    """Writes the plan and trains; `cairn train` itself goes on from its checkpoint, or finds nothing to do. Returns the
+    path of plan and model without their endings, and the command's answer."""
+    path = os.path.join(directory, name)
+    with open(path + ".json", "w") as f:
+        json.dump({"name": name, "model": model, "stages": stages}, f, indent=1)
+    return path, cairn(command, "train", "-p", path + ".json", "-c", corpus, "-o", path + ".gguf", "--log", path + ".jsonl",
+                       *more, progress=True)

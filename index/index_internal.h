@@ -153,12 +153,18 @@ void cairn_choice_see(cairn_choice *choice, const float *scores, size_t first, s
  * lower bound, by `unit` times scale[i] times what image_slack says (rows.c). `estimates`: for the mass, else NULL. */
 typedef struct cairn_image_scores {
     const float *highest, *estimates;
+    /* A bit for each row that reached the bar of its query when the kernel ran, from bit first % 16 on; NULL if the
+     * query had none. */
+    const uint16_t *over;
     size_t first, n;
     float bias;
     float unit;             /* scale of the query */
     int8_t slack_weight[2]; /* of the query: y1, y2 */
 } cairn_image_scores;
 void cairn_choice_see_image(cairn_choice *choice, const cairn_image_scores *scores, uint32_t *over);
+/* What highest must reach for highest + bias to reach the k-th best lower bound so far; -INFINITY before there are k.
+ */
+float cairn_choice_bar(const cairn_choice *choice, float bias);
 /* One row, scored exactly. */
 void cairn_choice_see_one(cairn_choice *choice, uint32_t id, float score);
 /* The k best, best first, newest first among equals. Returns how many. */
@@ -171,11 +177,12 @@ float cairn_exact_score(const cairn_rows *rows, const float *q, size_t id, float
 /* ---- scanning ---- */
 
 enum {
-    CAIRN_SCAN_BATCH = 64,                  /* queries that share one pass */
-    CAIRN_SCAN_TOGETHER = 4,                /* of them, scored in one call of the kernel: their scores stay in L1 */
-    CAIRN_SCORE_ROW = CAIRN_SPAN_ROWS + 16, /* a power of two would put all of them on the same cache lines */
-    CAIRN_SCAN_SHORT = 256,                 /* a range this short is scored in full precision at once */
-    CAIRN_EXACT_ROWS = 64                   /* rows widened at a time */
+    CAIRN_SCAN_BATCH = 64,                   /* queries that share one pass */
+    CAIRN_SCAN_TOGETHER = 8,                 /* of them, scored in one call of the kernel, */
+    CAIRN_SCAN_PIECE = 256,                  /* with so many rows: both stay in L1 */
+    CAIRN_SCORE_ROW = CAIRN_SCAN_PIECE + 16, /* a power of two would put all of them on the same cache lines */
+    CAIRN_SCAN_SHORT = 256,                  /* a range this short is scored in full precision at once */
+    CAIRN_EXACT_ROWS = 64                    /* rows widened at a time */
 };
 
 typedef struct cairn_scan_query {

@@ -215,26 +215,47 @@ void cairn_choice_see(cairn_choice *c, const float *scores, size_t first, size_t
     }
 }
 
+/* In double, then down to the next float. */
+float cairn_choice_bar(const cairn_choice *c, float bias)
+{
+    double bar = (double)c->least - (double)bias;
+    float least = (float)bar;
+    return (double)least > bar ? nextafterf(least, -INFINITY) : least;
+}
+
+static void offer_image(cairn_choice *c, const cairn_image_scores *s, size_t at)
+{
+    const cairn_row_chunk *chunk = &c->rows->chunks[s->first / CAIRN_CHUNK_ROWS];
+    size_t row = s->first % CAIRN_CHUNK_ROWS + at;
+    const int8_t *x = cairn_row_slack(c->rows, chunk, row);
+    float slack = (float)(x[0] * s->slack_weight[0] + x[1] * s->slack_weight[1]) * chunk->scale[row] * s->unit;
+    float highest = s->highest[at] + s->bias;
+    offer(c, (uint32_t)(s->first + at), highest - 2 * slack, highest - slack, highest, false);
+}
+
+/* Newest groups first; rows outside [0, n) have bits too. */
+static void see_over(cairn_choice *c, const cairn_image_scores *s)
+{
+    size_t skip = s->first % CAIRN_SCAN_GROUP;
+    for (size_t g = (skip + s->n - 1) / CAIRN_SCAN_GROUP + 1; g-- > 0;)
+        for (uint32_t mask = s->over[g]; mask != 0; mask &= mask - 1) {
+            size_t at = g * CAIRN_SCAN_GROUP + (size_t)__builtin_ctz(mask);
+            if (at >= skip && at - skip < s->n) offer_image(c, s, at - skip);
+        }
+}
+
 void cairn_choice_see_image(cairn_choice *c, const cairn_image_scores *s, uint32_t *over)
 {
     if (c->want_mass) weigh_image(c, s);
     if (c->k == 0) return;
-    const cairn_row_chunk *chunk = &c->rows->chunks[s->first / CAIRN_CHUNK_ROWS];
+    if (s->over != NULL) {
+        see_over(c, s);
+        return;
+    }
     for (size_t end = s->n, begin; end != 0; end = begin) {
         begin = step_before(c, end, s->n);
-        /* Rows that may reach the bar: highest + bias >= least. In double, then down to the next float. */
-        double bar = (double)c->least - (double)s->bias;
-        float least = (float)bar;
-        if ((double)least > bar) least = nextafterf(least, -INFINITY);
-        size_t found = c->rows->kernels->above(s->highest + begin, least, end - begin, over);
-        for (size_t i = 0; i < found; i++) {
-            size_t at = begin + over[i];
-            size_t row = s->first % CAIRN_CHUNK_ROWS + at;
-            const int8_t *x = cairn_row_slack(c->rows, chunk, row);
-            float slack = (float)(x[0] * s->slack_weight[0] + x[1] * s->slack_weight[1]) * chunk->scale[row] * s->unit;
-            float highest = s->highest[at] + s->bias;
-            offer(c, (uint32_t)(s->first + at), highest - 2 * slack, highest - slack, highest, false);
-        }
+        size_t found = c->rows->kernels->above(s->highest + begin, cairn_choice_bar(c, s->bias), end - begin, over);
+        for (size_t i = 0; i < found; i++) offer_image(c, s, begin + over[i]);
     }
 }
 

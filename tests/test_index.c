@@ -297,7 +297,7 @@ static void the_image_bounds_every_score(void **state)
             const cairn_row_chunk *chunk = &index->rows.chunks[0];
             float upper[16];
             kernels->scan_i8(chunk->image, chunk->scale, chunk->sum, row / 16, 1, index->rows.image_dim, scratch->image,
-                             scratch->scale, 1, upper, NULL, 16);
+                             scratch->scale, 1, upper, NULL, 16, NULL, NULL);
             const int8_t *x = cairn_row_slack(&index->rows, chunk, row);
             const int8_t *y = scratch->query[0].slack_weight;
             double slack = (double)(x[0] * y[0] + x[1] * y[1]) * (double)chunk->scale[row] * (double)scratch->scale[0];

@@ -512,8 +512,23 @@ static void scan_scores_are_the_exact_integer_sums_in_every_table(void **state)
                 float *scores = malloc(nq * ld * sizeof *scores), *less = malloc(nq * ld * sizeof *less);
                 bool both = (d + m) % 3 != 0;
                 for (size_t i = 0; i < nq * ld; i++) scores[i] = less[i] = 77;
-                k->scan_i8(data, scale, d % 2 ? NULL : sums, first, n, dim, q, q_scale, nq, scores, both ? less : NULL,
-                           ld);
+                const int32_t *row_sums = d % 2 ? NULL : sums;
+                uint16_t *over = malloc((nq * n + 1) * sizeof *over);
+                float *bars = malloc(nq * sizeof *bars);
+                over[nq * n] = 0x5a5a; /* behind the last one nothing is written */
+                k->scan_i8(data, scale, row_sums, first, n, dim, q, q_scale, nq, scores, NULL, ld, NULL, NULL);
+                for (size_t i = 0; i < nq; i++) /* a score that is there, so that equal counts; nothing; everything */
+                    bars[i] = i % 5 == 3   ? INFINITY
+                              : i % 5 == 4 ? -INFINITY
+                                           : scores[i * ld + test_random_below(&r, (uint32_t)(16 * n))];
+                for (size_t i = 0; i < nq * ld; i++) scores[i] = 77;
+                k->scan_i8(data, scale, row_sums, first, n, dim, q, q_scale, nq, scores, both ? less : NULL, ld, bars,
+                           over);
+                for (size_t i = 0; i < nq; i++)
+                    for (size_t c = 0; c < 16 * n; c++)
+                        assert_int_equal(over[i * n + c / 16] >> c % 16 & 1, scores[i * ld + c] >= bars[i]);
+                assert_int_equal(over[nq * n], 0x5a5a);
+                free(over), free(bars);
                 for (size_t i = 0; i < nq; i++)
                     for (size_t c = 0; c < ld; c++) {
                         if (c >= 16 * n) { /* between rows of scores nothing is written */

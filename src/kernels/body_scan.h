@@ -41,7 +41,7 @@ INLINE void scan_store(const int NQ, const vi *sum, const float *row_scale, cons
 
 INLINE void scan_queries(const int NQ, const int8_t *rows, const float *row_scale, size_t groups, size_t dim,
                          const int32_t (*even)[SCAN_DIM_MAX / 4], const int32_t (*odd)[SCAN_DIM_MAX / 4],
-                         const float *q_scale, float *scores, float *less, size_t ld)
+                         const float *q_scale, float *scores, float *less, size_t ld, const float *bars, uint16_t *over)
 {
     const size_t last = dim / 4 - 1;
     for (size_t g = 0; g < groups; g++, rows += 16 * dim, row_scale += 16) {
@@ -56,6 +56,16 @@ INLINE void scan_queries(const int NQ, const int8_t *rows, const float *row_scal
         if (less != NULL) scan_store(NQ, sum, row_scale, q_scale, less + g * 16, ld);
         scan_quad(NQ, rows + last * 64, last, even, odd, sum);
         scan_store(NQ, sum, row_scale, q_scale, scores + g * 16, ld);
+        if (over == NULL) continue;
+#pragma GCC unroll 8
+        for (int i = 0; i < NQ; i++) {
+            uint32_t mask = 0;
+#pragma GCC unroll 2
+            for (int h = 0; h < NV; h++)
+                mask |= (uint32_t)v_at_least(v_load(scores + (size_t)i * ld + g * 16 + h * VL), v_set(bars[i]))
+                        << h * VL;
+            over[(size_t)i * groups + g] = (uint16_t)mask;
+        }
     }
 }
 
@@ -66,7 +76,8 @@ INLINE int32_t scan_pair(int8_t a, int8_t b)
 }
 
 static void scan_i8(const int8_t *rows, const float *row_scale, const int32_t *row_sum, size_t group, size_t groups,
-                    size_t dim, const int8_t *q, const float *q_scale, size_t nq, float *scores, float *less, size_t ld)
+                    size_t dim, const int8_t *q, const float *q_scale, size_t nq, float *scores, float *less, size_t ld,
+                    const float *bars, uint16_t *over)
 {
     (void)row_sum;
     assert(dim % 4 == 0 && dim <= SCAN_DIM_MAX);
@@ -84,14 +95,16 @@ static void scan_i8(const int8_t *rows, const float *row_scale, const int32_t *r
             }
         const float *scales = q_scale + first;
         float *to = scores + first * ld, *less_to = less != NULL ? less + first * ld : NULL;
+        const float *bar = over != NULL ? bars + first : NULL;
+        uint16_t *over_to = over != NULL ? over + first * groups : NULL;
         if (some == SCAN_QUERIES)
-            scan_queries(SCAN_QUERIES, rows, row_scale, groups, dim, even, odd, scales, to, less_to, ld);
+            scan_queries(SCAN_QUERIES, rows, row_scale, groups, dim, even, odd, scales, to, less_to, ld, bar, over_to);
         else if (some == 4)
-            scan_queries(4, rows, row_scale, groups, dim, even, odd, scales, to, less_to, ld);
+            scan_queries(4, rows, row_scale, groups, dim, even, odd, scales, to, less_to, ld, bar, over_to);
         else if (some == 2)
-            scan_queries(2, rows, row_scale, groups, dim, even, odd, scales, to, less_to, ld);
+            scan_queries(2, rows, row_scale, groups, dim, even, odd, scales, to, less_to, ld, bar, over_to);
         else
-            scan_queries(1, rows, row_scale, groups, dim, even, odd, scales, to, less_to, ld);
+            scan_queries(1, rows, row_scale, groups, dim, even, odd, scales, to, less_to, ld, bar, over_to);
     }
 }
 

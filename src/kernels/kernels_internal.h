@@ -95,10 +95,11 @@ typedef struct cairn_kernels {
      * score = ((float)sum * row_scale[r]) * q_scale, sum exact in int32. Scores rows [16*group, 16*(group+groups)):
      * scores[i * ld + (r - 16*group)]. row_sum[r] = sum of the row's int8 values: no table needs it now,
      * NULL is fine (the unsigned trick goes by the query's sum, which costs no bytes per row). 4 <= dim <= 1024.
-     * less, or NULL: the scores without the last four dims, laid out alike, for the price of storing them. */
+     * less, or NULL: the scores without the last four dims, laid out alike, for the price of storing them.
+     * over, or NULL: bit b of over[i * groups + g] says whether row b of the g-th group scored at least bars[i]. */
     void (*scan_i8)(const int8_t *rows, const float *row_scale, const int32_t *row_sum, size_t group, size_t groups,
-                    size_t dim, const int8_t *q, const float *q_scale, size_t nq, float *scores, float *less,
-                    size_t ld);
+                    size_t dim, const int8_t *q, const float *q_scale, size_t nq, float *scores, float *less, size_t ld,
+                    const float *bars, uint16_t *over);
 
     /* Rows into images. spread: the largest |x - center|. round: values[i] = (x[i] - center[i]) / scale to the nearest
      * integer within +-127; room for n rounded up to 16, whose rest may be overwritten. All finite, n <= 1024. */

@@ -228,11 +228,12 @@ static void ref_tile_attend(const cairn_tile *tile, size_t nq, const float *cons
 
 static void ref_scan_i8(const int8_t *rows, const float *row_scale, const int32_t *row_sum, size_t group, size_t groups,
                         size_t dim, const int8_t *q, const float *q_scale, size_t nq, float *scores, float *less,
-                        size_t ld)
+                        size_t ld, const float *bars, uint16_t *over)
 {
     (void)row_sum;
     for (size_t i = 0; i < nq; i++)
-        for (size_t g = 0; g < groups; g++)
+        for (size_t g = 0; g < groups; g++) {
+            if (over != NULL) over[i * groups + g] = 0;
             for (size_t r = 0; r < CAIRN_SCAN_GROUP; r++) {
                 const int8_t *at = rows + (group + g) * CAIRN_SCAN_GROUP * dim + r * 4;
                 const float scale = row_scale[(group + g) * CAIRN_SCAN_GROUP + r];
@@ -243,7 +244,9 @@ static void ref_scan_i8(const int8_t *rows, const float *row_scale, const int32_
                     sum += at[j / 4 * 64 + j % 4] * q[i * dim + j];
                 }
                 scores[to] = (float)sum * scale * q_scale[i];
+                if (over != NULL && scores[to] >= bars[i]) over[i * groups + g] |= (uint16_t)(1U << r);
             }
+        }
 }
 
 static float ref_scan_spread(const float *x, const float *center, size_t n)

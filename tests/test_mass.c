@@ -42,6 +42,7 @@ static void the_mass_of_every_step_is_exact_or_a_true_lower_bound(void **state)
         record_init(&rec, &w, k);
         session_spec spec = {.top_k = k, .measure = n % 2 == 1, .index_kind = kinds[n % 3]};
         cairn_session *s = world_session(&w, NULL, &spec);
+        cairn_session_mass_enable(s, true); /* of those that did not ask at the start */
         for (size_t row = 0; row < w.rows;) {
             size_t rows = n % 2 == 0 ? 1 : 1 + test_random_below(&r, 20);
             if (rows > w.rows - row) rows = w.rows - row;
@@ -175,7 +176,7 @@ static void stingy_mass_is_that_of_the_search_scores(void **state)
         uint32_t heads = w.shape.heads;
         size_t slots = world_slots(&w), kv = (size_t)w.shape.kv_heads * w.shape.head_dim;
         record_init(&rec, &w, K);
-        cairn_session *s = world_session(&w, NULL, &(session_spec){.top_k = K, .index_kind = "exact"});
+        cairn_session *s = world_session(&w, NULL, &(session_spec){.top_k = K, .measure = true, .index_kind = "exact"});
         for (size_t row = 0; row < w.rows; row++) {
             cairn_session_stats_reset(s);
             world_feed(&w, s, row, row + 1, 1, NULL, &rec);
@@ -270,7 +271,7 @@ static void no_kind_of_index_reports_more_mass_than_there_is(void **state)
         record rec;
         record_init(&rec, &w, K);
         assert_ok(cairn_context_reindex(store, &w.shape, name, kinds[kind], NULL, NULL));
-        session_spec session = {.contexts = &name, .n = 1, .top_k = K, .index_kind = kinds[kind]};
+        session_spec session = {.contexts = &name, .n = 1, .top_k = K, .measure = true, .index_kind = kinds[kind]};
         cairn_session *s = world_session(&w, store, &session);
         for (size_t row = (size_t)OLD * 4; row < w.rows; row++) {
             cairn_session_stats_reset(s);

@@ -59,7 +59,8 @@ typedef struct cairn_policy {
     float mass;            /* > 0: the fewest blocks (at most top_k) whose retained mass reaches it. Token+head scope */
     int32_t window_blocks; /* -1 = the model's */
     uint32_t newest;       /* search only the newest c blocks; 0 = all (the authors' FIFO ring) */
-    bool measure_mass;     /* report retained mass of every row of a chunk; always reported for a one-row step */
+    bool measure_mass;     /* report the retained mass of every row: all landmarks are weighed, as much work again as
+                              finding the best */
 } cairn_policy;
 CAIRN_API void cairn_policy_init(cairn_policy *policy, size_t struct_size, const cairn_attention_shape *shape);
 

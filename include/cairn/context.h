@@ -96,6 +96,8 @@ CAIRN_API cairn_status cairn_session_adopt(cairn_session *session, const cairn_s
 
 CAIRN_API void cairn_session_stats(const cairn_session *session, cairn_step_stats *out); /* since the last reset */
 CAIRN_API void cairn_session_stats_reset(cairn_session *session);
+/* From the next step on, whether the retained mass of every row is reported (cairn_policy.measure_mass). */
+CAIRN_API void cairn_session_mass_enable(cairn_session *session, bool on);
 
 typedef struct cairn_source { /* a block and the attention mass it got since the last reset, over all layers and heads
                                */

@@ -325,7 +325,7 @@ cairn_status attn_select(attn_step *step, const attn_chunk *chunk, const attn_li
     attn_reach r = attn_reach_of(step, line, chunk->layer, group);
     bool shared = step->policy.scope != CAIRN_SCOPE_TOKEN_HEAD && !r.everything;
     bool searching = r.k != 0 && !r.everything && !shared;
-    bool want_mass = searching && (step->policy.measure_mass || step->policy.mass > 0 || chunk->rows <= 2);
+    bool want_mass = searching && (step->policy.measure_mass || step->policy.mass > 0);
     unit->n_picks = 0;
     attn_forget_rows(worker);
     unit->stats = (cairn_step_stats){.mass_min = 1, .mass_kind = CAIRN_MASS_EXACT};

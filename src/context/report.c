@@ -23,6 +23,11 @@ void cairn_session_stats_reset(cairn_session *s)
         memset(s->step.block_mass, 0, (size_t)s->step.n_block_mass * sizeof *s->step.block_mass);
 }
 
+void cairn_session_mass_enable(cairn_session *s, bool on)
+{
+    s->step.policy.measure_mass = on;
+}
+
 void cairn_session_sources_enable(cairn_session *s, bool on)
 {
     s->sources = on;

@@ -249,6 +249,7 @@ static int generate(run_state *r)
     if (r->prompt_tokens > 1) st = cairn_runtime_feed(r->runtime, r->prompt, r->prompt_tokens - 1, NULL);
     cairn_session_stats_reset(r->session);
     cairn_session_sources_enable(r->session, flags.sources > 0 || flags.stats || r->c->json);
+    cairn_session_mass_enable(r->session, flags.stats || r->c->json);
     if (st == CAIRN_OK) st = cairn_runtime_feed(r->runtime, r->prompt + r->prompt_tokens - 1, 1, logits);
     uint64_t first = cli_now_ns();
     r->prefill_s = (double)(first - start) * 1e-9;

@@ -306,7 +306,8 @@ static void add_stats(cairn_step_stats *sum, const cairn_step_stats *x)
 }
 
 /* Threads pay where a phase takes longer than waking them, about 20 us on the machine of docs/benchmarks.md. Rough
- * costs: 0.01 ns per int8 product of the search (100 G/s), 0.05 ns per operation on a tile. */
+ * costs: of the search 0.025 ns per int8 product (40 G/s) and 0.1 ns per byte (10 GB/s), 0.05 ns per operation on a
+ * tile. */
 enum { THREADS_FROM_NS = 40000 };
 
 static cairn_pool *pool_for(const attn_step *step, double ns)
@@ -316,10 +317,16 @@ static cairn_pool *pool_for(const attn_step *step, double ns)
 
 static double search_ns(const attn_step *step, const attn_chunk *chunk)
 {
+    enum {
+        TOGETHER = 64,
+        BESIDE = 8
+    }; /* queries that share a pass over the landmarks; bytes of one beside its int8s */
     const cairn_attention_shape *shape = step->shape;
+    double dim = shape->head_dim;
     double rows = (double)chunk->rows * shape->heads;
+    double passes = ceil(rows / shape->kv_heads / TOGETHER) * shape->kv_heads;
     double blocks = attn_is_local(shape, chunk->layer) ? 0 : (double)chunk->groups[chunk->n_groups - 1].block;
-    return rows * shape->head_dim * (blocks * 0.01 + shape->block_tokens * 0.1);
+    return blocks * (rows * dim * 0.025 + passes * (dim + BESIDE) * 0.1) + rows * dim * shape->block_tokens * 0.1;
 }
 
 static double tiles_ns(const attn_step *step)

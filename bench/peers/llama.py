@@ -47,6 +47,7 @@ def drop(path):
 
 with tempfile.TemporaryDirectory(prefix="cairn-peer-", dir=opt.dir) as work:
     npm = opt.npm or work
+    os.makedirs(npm, exist_ok=True)
     if not os.path.isdir(os.path.join(npm, "node_modules", "node-llama-cpp")):
         subprocess.run(["npm", "install", "--no-audit", "--no-fund", "node-llama-cpp"], cwd=npm, check=True, stdout=sys.stderr)
     state = os.path.join(work, "state")

@@ -223,7 +223,8 @@ static cairn_status prepare_lock_file(const char *dir)
     return prepare_file(dir, "lock.mdb", LOCK_FILE_BYTES);
 }
 
-/* Reserves addresses: as many as asked for, else fewer, but never fewer than the file needs. */
+/* Reserves addresses: as many as asked for, else fewer, but never fewer than the file needs. Valgrind says EINVAL where
+ * a kernel says ENOMEM. */
 static cairn_status open_env(store_data *data, uint64_t map_bytes, uint64_t file_bytes, unsigned flags)
 {
     uint64_t least = file_bytes + file_bytes / 4 > MAP_BYTES_MIN ? file_bytes + file_bytes / 4 : MAP_BYTES_MIN;
@@ -244,7 +245,7 @@ static cairn_status open_env(store_data *data, uint64_t map_bytes, uint64_t file
         }
         mdb_env_close(data->env);
         data->env = NULL;
-        if (rc != ENOMEM || bytes <= least) return store_lmdb_fail(data, rc, "opening");
+        if ((rc != ENOMEM && rc != EINVAL) || bytes <= least) return store_lmdb_fail(data, rc, "opening");
     }
 }
 

@@ -2,8 +2,9 @@
  *
  * The sketch, for D = 32: a piece of 256 rows is 9 KiB of int8 image, in L1 with the scores of 8 queries (8 KiB) while
  * all 64 queries of a prefill batch pass over it. A score costs 36 bytes of multiply-adds, its conversion and, in the
- * kernel, one comparison with the query's bar, so that rows below it are looked at no more. Measured on the demo model's
- * keys (16,644 rows, k 4, Cascade Lake, VNNI): 12.9 us a query in batches of 64, 40 us alone, most of it bytes from L3.
+ * kernel, one comparison with the query's bar, so that rows below it are looked at no more. Measured on the demo
+ * model's keys (16,644 rows, k 4, Cascade Lake, VNNI): 12.9 us a query in batches of 64, 40 us alone, most of it bytes
+ * from L3.
  *
  * What the kernel gives are upper bounds already (rows.c); select.c proves the choice from them. */
 #include "index_internal.h"

@@ -102,6 +102,16 @@ static int why_short(const store_data *data)
     return EIO;
 }
 
+/* LMDB could not write a head and refuses everything since. */
+static cairn_status panic(const store_data *data, const char *what)
+{
+    int rc = atomic_load(&data->commit_error);
+    if (rc == EIO) rc = why_short(data);
+    return cairn_fail(rc == ENOSPC || rc == EDQUOT || rc == EFBIG ? CAIRN_FULL : CAIRN_IO,
+                      "%s: %s: an earlier write failed for good%s%s; close the store and open it again", data->path,
+                      what, rc > 0 ? ": " : "", rc > 0 ? mdb_strerror(rc) : "");
+}
+
 cairn_status store_lmdb_fail(const store_data *data, int rc, const char *format, ...)
 {
     if (rc == MDB_NOTFOUND) return CAIRN_NOT_FOUND;
@@ -140,9 +150,7 @@ cairn_status store_lmdb_fail(const store_data *data, int rc, const char *format,
         return cairn_fail(CAIRN_UNSUPPORTED, "%s: %s: written or locked by another version of LMDB", data->path, what);
     case MDB_READERS_FULL:
         return cairn_fail(CAIRN_BUSY, "%s: %s: all %d reader slots are in use", data->path, what, STORE_READERS_MAX);
-    case MDB_PANIC:
-        return cairn_fail(CAIRN_IO, "%s: %s: an earlier write failed for good; close the store and open it again",
-                          data->path, what);
+    case MDB_PANIC: return panic(data, what);
     case ENOMEM:
         return cairn_fail(CAIRN_NO_MEMORY, "%s: %s: out of memory or addresses (map %llu bytes)", data->path, what,
                           map);

@@ -119,6 +119,7 @@ cairn_status store_write_commit(cairn_store *store, const char *what, MDB_txn **
     int rc = mdb_txn_commit(*txn); /* aborts when it fails */
     *txn = NULL;
     store_release_xfsz();
+    if (rc > 0) atomic_store(&store->env->data.commit_error, rc);
     cairn_status status = rc == 0 ? CAIRN_OK : store_lmdb_fail(&store->env->data, rc, "%s", what);
     leave(store->env);
     return status;

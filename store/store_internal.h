@@ -21,6 +21,7 @@
 #include <assert.h>
 #include <lmdb.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <sys/types.h>
 
 static_assert(sizeof(size_t) == 8, "LMDB's page numbers and our map are 64-bit");
@@ -55,6 +56,7 @@ typedef struct store_data {
     uint64_t map_bytes;  /* address space reserved */
     const uint8_t *base; /* where page 0 is mapped */
     bool read_only;
+    atomic_int commit_error;   /* errno of the last commit that failed: after some of them LMDB only says MDB_PANIC */
     char path[STORE_PATH_MAX]; /* of the directory */
 } store_data;
 

@@ -13,8 +13,8 @@ case "${1-}" in
 *) sed -n '2,5s/^# //p' "$0" >&2 && exit 2 ;;
 esac
 
+jobs=$(env -u OMP_NUM_THREADS nproc) # which would believe OMP_NUM_THREADS
 export CTEST_OUTPUT_ON_FAILURE=1 OMP_NUM_THREADS=1
-jobs=$(nproc)
 runner= label= # what tests are started with; which ones are built, all if empty
 began=$SECONDS passed=0 failed=0 skipped=0 failures=
 
@@ -56,14 +56,14 @@ build() {
     return 1
 }
 
-# tests DIR WHAT OPTIONS...: runs ctest and counts single tests, not programs: cmocka names each in the log. A program
+# tests DIR WHAT OPTIONS...: runs ctest, one program at a time (some use all cores, some measure time), and counts single tests, not programs: cmocka names each in the log. A program
 # that dies, times out or is no cmocka program counts as one.
 tests() {
     local dir=$1 what=$2 status n log=$1/Testing/Temporary/LastTest.log
     shift 2
     mkdir -p "${log%/*}" && : >"$log"
     # shellcheck disable=SC2086  # the runner is empty or two words
-    $runner ctest --test-dir "$dir" -j "$jobs" "$@" | grep -vE '^(Internal ctest|Test project|Total Test time|Label Time|[a-z]+ +=|\(.*\)| *Start)|^$'
+    $runner ctest --test-dir "$dir" "$@" | grep -vE '^(Internal ctest|Test project|Total Test time|Label Time|[a-z]+ +=|\(.*\)| *Start)|^$'
     status=${PIPESTATUS[0]}
     n=$(awk '
         / Testing: /        { name = $NF; ok = bad = not = running = 0 }

@@ -56,8 +56,8 @@ build() {
     return 1
 }
 
-# tests DIR WHAT OPTIONS...: runs ctest, one program at a time (some use all cores, some measure time), and counts single tests, not programs: cmocka names each in the log. A program
-# that dies, times out or is no cmocka program counts as one.
+# tests DIR WHAT OPTIONS...: runs ctest, one program at a time (some use all cores, some measure time), and counts single
+# tests, not programs: cmocka names each in the log. A program that dies, times out or is no cmocka program counts as one.
 tests() {
     local dir=$1 what=$2 status n log=$1/Testing/Temporary/LastTest.log
     shift 2

@@ -95,6 +95,21 @@ static void all_blocks_keep_all_mass(void **state)
     world_wipe(&w);
 }
 
+static void mass_nobody_asked_for_is_unknown(void **state)
+{
+    (void)state;
+    test_random r = {47};
+    world w;
+    make(&w, &r, CAIRN_POSITION_CLAMPED, 8);
+    cairn_session *s = world_session(&w, NULL, &(session_spec){.top_k = 1});
+    world_feed(&w, s, 0, w.rows, 1, &r, NULL);
+    cairn_step_stats stats;
+    cairn_session_stats(s, &stats);
+    assert_int_equal(stats.mass_kind, CAIRN_MASS_UNKNOWN);
+    cairn_session_end(s);
+    world_wipe(&w);
+}
+
 /* The fewest blocks whose mass reaches the target, at most top_k. */
 static void a_mass_target_takes_the_fewest_blocks_that_reach_it(void **state)
 {
@@ -314,6 +329,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_mass_of_every_step_is_exact_or_a_true_lower_bound),
         cmocka_unit_test(all_blocks_keep_all_mass),
+        cmocka_unit_test(mass_nobody_asked_for_is_unknown),
         cmocka_unit_test(a_mass_target_takes_the_fewest_blocks_that_reach_it),
         cmocka_unit_test(stingy_mass_is_that_of_the_search_scores),
         cmocka_unit_test(a_mass_target_under_stingy_positions_packs_what_it_chose_before_the_chunk),

@@ -66,7 +66,7 @@ CAIRN_API void cairn_policy_init(cairn_policy *policy, size_t struct_size, const
 
 /* How sure a retained mass is. */
 typedef enum cairn_mass_kind {
-    CAIRN_MASS_UNKNOWN, /* landmarks were left unscored */
+    CAIRN_MASS_UNKNOWN, /* landmarks were left unscored, or nobody asked (measure_mass) */
     CAIRN_MASS_BOUND,   /* at least this: int8 scores with their quantization bound */
     CAIRN_MASS_EXACT    /* every landmark was scored in full precision */
 } cairn_mass_kind;

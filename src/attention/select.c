@@ -411,7 +411,7 @@ cairn_status attn_select(attn_step *step, const attn_chunk *chunk, const attn_li
         unit->stats.candidates += r.near_hi > r.far_lo ? r.near_hi - r.far_lo : 0;
         unit->stats.chosen += unit->n_picks - first_retrieved;
         unit->stats.visible += unit->n_picks - first;
-        if (!searching && !r.everything && r.near_hi > r.far_lo) count_mass(unit, 0, 0, 0, INFINITY); /* not measured */
+        if (!want_mass && !r.everything && r.near_hi > r.far_lo) count_mass(unit, 0, 0, 0, INFINITY); /* not measured */
         if (r.everything) { /* nothing was left out */
             unit->stats.mass_sum += 1;
             unit->stats.mass_rows++;

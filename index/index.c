@@ -54,6 +54,7 @@ void cairn_index_free(cairn_index *index)
 {
     if (index == NULL) return;
     cairn_sealed_wipe(&index->sealed);
+    cairn_sketch_wipe(&index->sketch);
     cairn_rows_wipe(&index->rows);
     cairn_free(index);
 }
@@ -65,7 +66,30 @@ const char *cairn_index_kind(const cairn_index *index)
 
 cairn_status cairn_index_add(cairn_index *index, size_t n, const void *rows)
 {
-    return cairn_rows_add(&index->rows, n, rows);
+    cairn_status st = cairn_rows_add(&index->rows, n, rows);
+    if (st == CAIRN_OK && index->sketch.width != 0 && cairn_sketch_extend(&index->sketch, &index->rows) != CAIRN_OK)
+        cairn_sketch_wipe(&index->sketch); /* no memory for it: the rows are there all the same */
+    return st;
+}
+
+/* Below so many rows a sketch saves less than it costs; a new one for every doubling costs twice the last one in all.
+ */
+enum { LEARN_ROWS = 2048 };
+
+bool cairn_index_may_learn(const cairn_index *index)
+{
+    return index->kind.type == CAIRN_KIND_SCAN && index->rows.count >= LEARN_ROWS &&
+           index->rows.count >= 2 * index->sketch.planned;
+}
+
+cairn_status cairn_index_learn(cairn_index *index, const float *queries, size_t n, uint32_t k)
+{
+    if (index->kind.type != CAIRN_KIND_SCAN) return CAIRN_OK;
+    if (k > LEARN_ROWS / 8) k = LEARN_ROWS / 8;
+    cairn_status st = cairn_sketch_plan(&index->sketch, index, queries, n, k);
+    if (st == CAIRN_OK && index->sketch.width != 0) st = cairn_sketch_extend(&index->sketch, &index->rows);
+    if (st != CAIRN_OK) cairn_sketch_wipe(&index->sketch);
+    return st;
 }
 
 size_t cairn_index_count(const cairn_index *index)
@@ -80,7 +104,7 @@ size_t cairn_index_sealed(const cairn_index *index)
 
 size_t cairn_index_bytes(const cairn_index *index)
 {
-    return sizeof *index + index->rows.bytes + index->sealed.bytes;
+    return sizeof *index + index->rows.bytes + index->sketch.bytes + index->sealed.bytes;
 }
 
 void cairn_index_row(const cairn_index *index, uint32_t id, float *out)
@@ -134,6 +158,10 @@ static void scratch_wipe(cairn_index_scratch *scratch)
     cairn_free(scratch->scores);
     cairn_free(scratch->over);
     cairn_free(scratch->wide);
+    cairn_free(scratch->sketch);
+    cairn_free(scratch->turned);
+    scratch->sketch = NULL;
+    scratch->turned = NULL;
     scratch->image = NULL;
     scratch->scale = NULL;
     scratch->scores = NULL;
@@ -151,6 +179,12 @@ void cairn_index_scratch_free(cairn_index_scratch *scratch)
     cairn_free(scratch);
 }
 
+void cairn_index_hint(cairn_index_scratch *scratch, const uint32_t *rows, size_t n)
+{
+    scratch->n_hints = n < CAIRN_EXACT_ROWS ? n : CAIRN_EXACT_ROWS;
+    memcpy(scratch->hints, rows, scratch->n_hints * sizeof *rows);
+}
+
 static cairn_status scratch_reserve(cairn_index_scratch *scratch, const cairn_rows *rows, size_t choices_bytes)
 {
     if (scratch->dim < rows->dim) {
@@ -158,10 +192,12 @@ static cairn_status scratch_reserve(cairn_index_scratch *scratch, const cairn_ro
         scratch->image = cairn_calloc(CAIRN_SCAN_BATCH, rows->image_dim);
         scratch->scale = cairn_calloc(CAIRN_SCAN_BATCH, sizeof *scratch->scale);
         scratch->scores = cairn_alloc_array(2 * CAIRN_SCAN_TOGETHER * CAIRN_SCORE_ROW, sizeof *scratch->scores);
-        scratch->over = cairn_alloc_array(CAIRN_SPAN_ROWS, sizeof *scratch->over);
+        scratch->over = cairn_alloc_array(CAIRN_SPAN_ROWS + 2, sizeof *scratch->over);
         scratch->wide = cairn_alloc_array((CAIRN_EXACT_ROWS + 1) * (size_t)rows->dim, sizeof *scratch->wide);
-        if (scratch->image == NULL || scratch->scale == NULL || scratch->scores == NULL || scratch->over == NULL ||
-            scratch->wide == NULL) {
+        scratch->sketch = cairn_calloc(CAIRN_SCAN_BATCH, CAIRN_SKETCH_WIDTH_MAX);
+        scratch->turned = cairn_alloc_array(rows->dim, sizeof *scratch->turned);
+        if (scratch->sketch == NULL || scratch->turned == NULL || scratch->image == NULL || scratch->scale == NULL ||
+            scratch->scores == NULL || scratch->over == NULL || scratch->wide == NULL) {
             scratch_wipe(scratch);
             return cairn_fail(CAIRN_NO_MEMORY, "search scratch for %u dimensions", rows->dim);
         }
@@ -260,16 +296,20 @@ static cairn_status search_batch(const cairn_index *index, cairn_index_scratch *
         size_t at = pilot ? i * PILOTS / n : others++;
         query_begin(index, scratch, at, i, &queries[i], k, most, mass != NULL);
     }
+    const cairn_sketch *sketch = index->sketch.width != 0 && mass == NULL && k != 0 ? &index->sketch : NULL;
     cairn_scan_prepare(rows, scratch, n);
+    if (sketch != NULL) cairn_sketch_prepare(sketch, rows, scratch, n);
+    if (scratch->n_hints != 0 && mass == NULL && index->sealed.faiss == NULL)
+        cairn_scan_hint(rows, scratch, 0, n, scratch->hints, scratch->n_hints);
     if (index->sealed.faiss != NULL &&
         (st = cairn_sealed_search(&index->sealed, &index->kind, rows, scratch, n)) != CAIRN_OK)
         return st;
     if (pilots != 0) {
-        cairn_scan(rows, scratch, 0, pilots);
+        cairn_scan(rows, sketch, scratch, 0, pilots);
         for (size_t i = 0; i < pilots; i++) query_end(scratch, i, k, hits, found, mass);
         hint_others(index, scratch, n, k, hits, found);
     }
-    if (mass != NULL || k != 0) cairn_scan(rows, scratch, pilots, n);
+    if (mass != NULL || k != 0) cairn_scan(rows, sketch, scratch, pilots, n);
     for (size_t i = pilots; i < n; i++) query_end(scratch, i, k, hits, found, mass);
     return CAIRN_OK;
 }
@@ -287,6 +327,10 @@ cairn_status cairn_index_search(const cairn_index *index, cairn_index_scratch *s
         uint32_t here = k < width ? k : width;
         if (here > most) most = here;
     }
+    size_t hints = 0;
+    for (size_t i = 0; i < scratch->n_hints; i++)
+        if (scratch->hints[i] < index->rows.count) scratch->hints[hints++] = scratch->hints[i];
+    scratch->n_hints = hints;
     size_t batch = 1;
     while (batch < CAIRN_SCAN_BATCH && (batch + 1) * choice_bytes(most) <= CHOICES_BYTES_MAX) batch++;
     for (size_t i = 0; i < nq; i += batch) {
@@ -295,6 +339,7 @@ cairn_status cairn_index_search(const cairn_index *index, cairn_index_scratch *s
                                        mass != NULL ? mass + i : NULL);
         if (st != CAIRN_OK) return st;
     }
+    scratch->n_hints = 0;
     return CAIRN_OK;
 }
 

@@ -3,6 +3,8 @@
  *   rows.c        the keys themselves (the truth for every score), and beside them their int8 image
  *   select.c      one query's running choice: who may still be among the k best, and the mass seen so far
  *   scan.c        spans of rows past a batch of queries: int8 with a proven bound, or full precision
+ *   sketch.c      the same with a few bytes a row, for queries like those it was planned for
+ *   sketch_plan.c which dims those bytes hold, and whether they pay
  *   kind.c        what a kind's name means
  *   sealed.c      the part FAISS holds: built, searched, extended
  *   file.c        the same part as a file
@@ -194,17 +196,24 @@ typedef struct cairn_scan_query {
     float bias;             /* q . centre of the frame being scanned */
     int8_t slack_weight[2]; /* the last elements of the query's image */
     bool exact;             /* in full precision throughout */
+    bool sketched;          /* has an image for the sketch: */
+    double sketch_base;     /* a row's score is at most this, */
+    double sketch_unit;     /* and so much for each one of the integer sum */
 } cairn_scan_query;
 
 struct cairn_index_scratch {
     cairn_scan_query query[CAIRN_SCAN_BATCH];
-    int8_t *image;  /* (CAIRN_SCAN_BATCH, image_dim), for upper bounds */
-    float *scale;   /* (CAIRN_SCAN_BATCH) */
-    float *scores;  /* (2, CAIRN_SCAN_TOGETHER, CAIRN_SCORE_ROW) */
-    uint32_t *over; /* (CAIRN_SPAN_ROWS) */
-    float *wide;    /* (CAIRN_EXACT_ROWS, dim) */
-    uint32_t dim;   /* what these arrays were made for */
-    void *choices;  /* bounds and candidates of a batch */
+    int8_t *image;                    /* (CAIRN_SCAN_BATCH, image_dim), for upper bounds */
+    float *scale;                     /* (CAIRN_SCAN_BATCH) */
+    float *scores;                    /* (2, CAIRN_SCAN_TOGETHER, CAIRN_SCORE_ROW) */
+    uint32_t *over;                   /* (CAIRN_SPAN_ROWS + 2) */
+    float *wide;                      /* (CAIRN_EXACT_ROWS, dim) */
+    int8_t *sketch;                   /* (CAIRN_SCAN_BATCH, width) images for the sketch */
+    float *turned;                    /* (dim) */
+    uint32_t hints[CAIRN_EXACT_ROWS]; /* rows for the next search */
+    size_t n_hints;
+    uint32_t dim;  /* what these arrays were made for */
+    void *choices; /* bounds and candidates of a batch */
     size_t choices_bytes;
     void *faiss; /* queries, scores and ids of FAISS */
     size_t faiss_bytes;
@@ -212,12 +221,74 @@ struct cairn_index_scratch {
     uint64_t searches, rescored, crowded, unproven;
 };
 
+typedef struct cairn_sketch cairn_sketch; /* zeroed: none; wipe */
+
 void cairn_scan_prepare(const cairn_rows *rows, cairn_index_scratch *scratch, size_t n);
-/* Scans what is left of each of the prepared queries [first, end) of the scratch. */
-void cairn_scan(const cairn_rows *rows, cairn_index_scratch *scratch, size_t first, size_t end);
+/* What of rows [begin, end) a query has left, as [*a, *b); false if nothing. */
+static inline bool cairn_scan_overlap(const cairn_scan_query *query, size_t begin, size_t end, size_t *a, size_t *b)
+{
+    *a = query->from > begin ? query->from : begin;
+    *b = query->hi < end ? query->hi : end;
+    return *a < *b;
+}
+/* Scans what is left of each of the prepared queries [first, end) of the scratch. sketch may be NULL. */
+void cairn_scan(const cairn_rows *rows, const cairn_sketch *sketch, cairn_index_scratch *scratch, size_t first,
+                size_t end);
 /* Rows that were good for other queries of the batch give queries [first, end) a bar to begin with. */
 void cairn_scan_hint(const cairn_rows *rows, cairn_index_scratch *scratch, size_t first, size_t end,
                      const uint32_t *ids, size_t n);
+
+/* ---- sketches: a few bytes a row that rule most rows out (sketch.c, sketch_plan.c) ---- */
+
+enum {
+    CAIRN_SKETCH_WIDTH_MAX = 64, /* bytes of a row */
+    CAIRN_SKETCH_PIECE = 64      /* rows turned at a time */
+};
+
+typedef struct cairn_sketch_chunk {        /* of the same rows as cairn_row_chunk */
+    int8_t *rows;                          /* (CAIRN_CHUNK_ROWS, width), interleaved (kernels_internal.h) */
+    uint64_t bound[CAIRN_CHUNK_ROWS / 64]; /* a bit a row: has a bound */
+    uint32_t *loose;                       /* (loose_room) ascending: rows of the chunk that have none, */
+    float *loose_rows;                     /* (loose_room, dim) and what they are */
+    size_t loose_count, loose_room;
+} cairn_sketch_chunk;
+
+struct cairn_sketch {
+    uint32_t width;  /* bytes of a row: width - 1 dims and what is left over; 0: no sketch */
+    size_t count;    /* rows [0, count) have one */
+    size_t planned;  /* rows there were when a plan was last made, whatever came of it */
+    size_t loose;    /* rows without a bound */
+    float *center;   /* (dim) */
+    float *to_row;   /* (dim, dim): y = to_row (l - center), the dims that tell most first */
+    float *to_query; /* (dim, dim): its inverse, transposed */
+    float *step;     /* (width - 1) of a level of y, and */
+    float *per_step; /* 1 / step */
+    float *wide;     /* (2, PIECE, dim) scratch of add */
+    float *norms;    /* (dim) of the rows of to_row, rounded up */
+    double center_norm;
+    double norms_product;   /* sum of |row j of to_row| |row j of to_query| */
+    double mismatch;        /* |1 - inverse(to_query) to_row|: they are f32 */
+    double head_weight;     /* of the error of the kept dims beside that of the others */
+    double per_head_weight; /* 1 / head_weight^2 */
+    double slack_step;      /* of the last byte */
+    double length_most;     /* |l - center| and |levels| beyond these are loose */
+    double level_most;
+    cairn_sketch_chunk *chunks;
+    size_t chunk_count;
+    size_t bytes; /* heap held */
+};
+
+void cairn_sketch_wipe(cairn_sketch *sketch);
+/* What a plan decides: all of the sketch but its rows. width 0: no sketch would pay. queries (n, dim). */
+cairn_status cairn_sketch_plan(cairn_sketch *sketch, const cairn_index *index, const float *queries, size_t n,
+                               uint32_t k);
+/* Sketches the rows that have none yet. On failure the count is what was done. */
+cairn_status cairn_sketch_extend(cairn_sketch *sketch, const cairn_rows *rows);
+/* The images of n prepared queries. */
+void cairn_sketch_prepare(const cairn_sketch *sketch, const cairn_rows *rows, cairn_index_scratch *scratch, size_t n);
+/* Rows [begin, end) of one span past queries [first, n), at most TOGETHER, each of which has a bar. */
+void cairn_sketch_scan(const cairn_sketch *sketch, const cairn_rows *rows, cairn_index_scratch *scratch, size_t first,
+                       size_t n, size_t begin, size_t end);
 
 /* ---- kinds ---- */
 
@@ -299,6 +370,7 @@ size_t cairn_sealed_file_bytes(const cairn_sealed *sealed, uint32_t dim);
 struct cairn_index {
     cairn_kind kind;
     cairn_rows rows;
+    cairn_sketch sketch;
     cairn_sealed sealed;
 };
 

@@ -44,14 +44,6 @@ void cairn_scan_prepare(const cairn_rows *rows, cairn_index_scratch *scratch, si
     }
 }
 
-/* What of rows [begin, end) a query has left. */
-static bool overlap(const cairn_scan_query *query, size_t begin, size_t end, size_t *a, size_t *b)
-{
-    *a = query->from > begin ? query->from : begin;
-    *b = query->hi < end ? query->hi : end;
-    return *a < *b;
-}
-
 static void scan_exact(const cairn_rows *rows, cairn_index_scratch *scratch, size_t i0, size_t n, size_t begin,
                        size_t end, bool all)
 {
@@ -63,7 +55,7 @@ static void scan_exact(const cairn_rows *rows, cairn_index_scratch *scratch, siz
             cairn_scan_query *query = &scratch->query[i];
             size_t a;
             size_t b;
-            if ((!all && !query->exact) || !overlap(query, first, next, &a, &b)) continue;
+            if ((!all && !query->exact) || !cairn_scan_overlap(query, first, next, &a, &b)) continue;
             if (wide == NULL && rows->dtype == CAIRN_F32) wide = cairn_rows_at(rows, first);
             if (wide == NULL) {
                 rows->kernels->widen(scratch->wide, cairn_rows_at(rows, first), rows->dtype,
@@ -96,7 +88,7 @@ static void scan_piece(const cairn_rows *rows, cairn_index_scratch *scratch, siz
     for (size_t j = i0; j < n; j++) {
         size_t a;
         size_t b;
-        if (scratch->query[j].exact || !overlap(&scratch->query[j], begin, end, &a, &b)) continue;
+        if (scratch->query[j].exact || !cairn_scan_overlap(&scratch->query[j], begin, end, &a, &b)) continue;
         if (first == n) first = j;
         last = j;
         if (a < low) low = a;
@@ -116,7 +108,7 @@ static void scan_piece(const cairn_rows *rows, cairn_index_scratch *scratch, siz
         cairn_scan_query *query = &scratch->query[j];
         size_t a;
         size_t b;
-        if (query->exact || !overlap(query, begin, end, &a, &b)) continue;
+        if (query->exact || !cairn_scan_overlap(query, begin, end, &a, &b)) continue;
         size_t at = a - chunk_first - group * CAIRN_SCAN_GROUP;
         cairn_image_scores scores = {.highest = scratch->scores + (j - first) * CAIRN_SCORE_ROW + at,
                                      .estimates = mass ? estimates + (j - first) * CAIRN_SCORE_ROW + at : NULL,
@@ -142,7 +134,28 @@ static void scan_image(const cairn_rows *rows, cairn_index_scratch *scratch, siz
     }
 }
 
-void cairn_scan(const cairn_rows *rows, cairn_index_scratch *scratch, size_t i0, size_t n)
+/* Rows [begin, end) of one span, for which there is an image, by what is best: the sketch wherever all of a few queries
+ * have a bar. */
+static void scan_span(const cairn_rows *rows, const cairn_sketch *sketch, cairn_index_scratch *scratch, size_t i0,
+                      size_t n, size_t begin, size_t end)
+{
+    size_t image = i0; /* queries [image, i) wait for the image */
+    for (size_t i = i0; i < n; i += CAIRN_SCAN_TOGETHER) {
+        size_t upto = n - i < CAIRN_SCAN_TOGETHER ? n : i + CAIRN_SCAN_TOGETHER;
+        bool ready = sketch != NULL && end <= sketch->count;
+        for (size_t j = i; ready && j < upto; j++) {
+            const cairn_scan_query *query = &scratch->query[j];
+            ready = query->sketched && query->choice.least != -INFINITY;
+        }
+        if (!ready) continue;
+        if (image < i) scan_image(rows, scratch, image, i, begin, end);
+        cairn_sketch_scan(sketch, rows, scratch, i, upto, begin, end);
+        image = upto;
+    }
+    if (image < n) scan_image(rows, scratch, image, n, begin, end);
+}
+
+void cairn_scan(const cairn_rows *rows, const cairn_sketch *sketch, cairn_index_scratch *scratch, size_t i0, size_t n)
 {
     size_t low = SIZE_MAX;
     size_t high = 0;
@@ -165,7 +178,7 @@ void cairn_scan(const cairn_rows *rows, cairn_index_scratch *scratch, size_t i0,
             for (size_t i = i0; i < n; i++)
                 scratch->query[i].bias = rows->kernels->dot(scratch->query[i].q, center, rows->dim);
         }
-        if (image) scan_image(rows, scratch, i0, n, begin, end);
+        if (image) scan_span(rows, sketch, scratch, i0, n, begin, end);
         scan_exact(rows, scratch, i0, n, begin, end, !image);
     }
 }

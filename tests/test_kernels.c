@@ -555,6 +555,45 @@ static void scan_scores_are_the_exact_integer_sums_in_every_table(void **state)
     }
 }
 
+static void sketches_say_which_integer_sums_reach_the_least_in_every_table(void **state)
+{
+    (void)state;
+    test_random r = {12};
+    const size_t dims[] = {4, 8, 12, 16, 20, 48, 100, 1024}, queries[] = {1, 2, 3, 4, 5, 7, 8, 9, 13, 64};
+    for (const cairn_kernels *k = NULL; (k = next_table(k)) != NULL;)
+        for (size_t d = 0; d < 8; d++)
+            for (size_t m = 0; m < 10; m++) {
+                size_t dim = dims[d], nq = queries[m], groups = 1 + test_random_below(&r, 5), rows = 64 * groups;
+                size_t first = test_random_below(&r, (uint32_t)groups), n = groups - first;
+                guarded gr = guarded_new(rows * dim), gq = guarded_new(nq * dim);
+                int8_t *data = gr.data, *q = gq.data;
+                for (size_t i = 0; i < rows * dim; i++) data[i] = (int8_t)((int)test_random_below(&r, 256) - 128);
+                for (size_t i = 0; i < nq * dim; i++) q[i] = (int8_t)((int)test_random_below(&r, 256) - 128);
+                if (m % 3 == 1) memset(data, -128, rows * dim), memset(q, d % 2 ? -128 : 127, nq * dim);
+                int32_t *sums = calloc(nq * 64 * n, sizeof *sums), least[64];
+                for (size_t i = 0; i < nq; i++) {
+                    for (size_t c = 0; c < 64 * n; c++)
+                        for (size_t j = 0; j < dim; j++)
+                            sums[i * 64 * n + c] += data[(first + c / 64) * 64 * dim + c / 4 % 4 * 16 * dim +
+                                                         j / 4 * 64 + (c % 64 / 16 * 4 + c % 4) * 4 + j % 4] *
+                                                    q[i * dim + j];
+                    least[i] = i % 5 == 3 ? 1 << 29 /* nothing; everything; a sum that is there; one more than it */
+                               : i % 5 == 4
+                                   ? -(1 << 29)
+                                   : sums[i * 64 * n + test_random_below(&r, (uint32_t)(64 * n))] + (i % 5 == 1);
+                }
+                uint64_t *over = malloc((nq * n + 1) * sizeof *over);
+                over[nq * n] = 0x5a5a;
+                k->sketch_i8(data, first, n, dim, q, least, nq, over);
+                for (size_t i = 0; i < nq; i++)
+                    for (size_t c = 0; c < 64 * n; c++)
+                        assert_int_equal(over[i * n + c / 64] >> c % 64 & 1, sums[i * 64 * n + c] >= least[i]);
+                assert_int_equal(over[nq * n], 0x5a5a);
+                free(over), free(sums);
+                guarded_free(&gr), guarded_free(&gq);
+            }
+}
+
 static void scan_images_are_the_nearest_integers_in_every_table(void **state)
 {
     (void)state;
@@ -714,6 +753,7 @@ int main(void)
         cmocka_unit_test(matvec_and_dequant_agree_with_double_loops_and_no_row_depends_on_the_range),
         cmocka_unit_test(row_bytes_are_those_of_the_file_format_and_zero_where_the_type_does_not_fit),
         cmocka_unit_test(scan_scores_are_the_exact_integer_sums_in_every_table),
+        cmocka_unit_test(sketches_say_which_integer_sums_reach_the_least_in_every_table),
         cmocka_unit_test(scan_images_are_the_nearest_integers_in_every_table),
         cmocka_unit_test(scan_rows_quantize_within_half_a_step_and_pad_with_zeros),
         cmocka_unit_test(gemm_agrees_with_double_loops_and_respects_leading_dimensions),

@@ -5,6 +5,9 @@
  */
 #include "twin.h"
 
+#include <context_internal.h>
+#include <index_internal.h>
+
 /* Against double loops: f32 sums of at most 32 products and of some hundred weights, values up to about 4. */
 static const double f32_tolerance = 1e-4;
 
@@ -137,6 +140,42 @@ static void equal_landmarks_are_chosen_newest_first_whatever_the_threads_and_chu
         record_wipe(&first);
         world_wipe(&w);
     }
+}
+
+/* Long enough for the indexes to learn from the session's queries, twice; then token by token, with hints. */
+static void what_a_session_lets_its_indexes_learn_changes_no_bit(void **state)
+{
+    (void)state;
+    enum { BLOCKS = 4600, B = 5, D = 32, TAIL = 40 };
+    test_random r = {28};
+    world w;
+    record recs[2];
+    world_spec spec = {1, 4, 2, D, B - 1, CAIRN_POSITION_CLAMPED, false, false, (size_t)BLOCKS * B};
+    world_init(&w, &r, &spec);
+    w.shape.rope_dims = 2;
+    w.shape.clamp_blocks = 2;
+    w.shape.window_blocks = 1;
+    for (size_t i = 0; i < w.rows * 2 * D; i++) w.k[0][i] /= 1 + (float)(i % D); /* few directions */
+    for (size_t run = 0; run < 2; run++) {
+        record_init(&recs[run], &w, 3);
+        session_spec session = {.top_k = 3, .threads = 2, .index_kind = run == 0 ? "scan" : "exact"};
+        cairn_session *s = world_session(&w, NULL, &session);
+        assert_ok(cairn_session_trace_enable(s, true));
+        world_feed(&w, s, 0, w.rows - TAIL, 500, &r, &recs[run]);
+        world_feed(&w, s, w.rows - TAIL, w.rows, 1, &r, &recs[run]);
+        for (size_t h = 0; h < 2; h++) {
+            const cairn_index *index = s->landmarks.parts[0].index[h];
+            assert_int_equal(index->sketch.width != 0, run == 0);
+            assert_in_range(index->sketch.planned, run == 0 ? 4096 : 0, BLOCKS);
+            assert_int_equal(index->sketch.count, run == 0 ? BLOCKS : 0);
+            if (run == 0) assert_in_range(s->step.lore[h].n_found, 3, ATTN_FOUND_KEPT);
+        }
+        cairn_session_end(s);
+    }
+    record_same(&recs[0], &recs[1], 0, w.rows);
+    record_wipe(&recs[0]);
+    record_wipe(&recs[1]);
+    world_wipe(&w);
 }
 
 /* k of n blocks, clamped: the choice by other scores, the output by the reference over that choice. */
@@ -558,6 +597,7 @@ int main(void)
         cmocka_unit_test(permuting_old_blocks_changes_nothing),
         cmocka_unit_test(keys_and_values_of_unselected_blocks_change_no_bit),
         cmocka_unit_test(equal_landmarks_are_chosen_newest_first_whatever_the_threads_and_chunks),
+        cmocka_unit_test(what_a_session_lets_its_indexes_learn_changes_no_bit),
         cmocka_unit_test(clamped_retrieval_chooses_the_best_landmarks_and_equals_the_reference_over_them),
         cmocka_unit_test(stingy_retrieval_equals_the_papers_inference_in_plain_loops_in_every_scope),
         cmocka_unit_test(clamped_shared_scopes_choose_by_the_maximum_of_softmaxed_landmark_scores),

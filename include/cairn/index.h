@@ -15,8 +15,8 @@
  * Ties break newest (largest id) first; where an approximate FAISS kind decides at the k-th place among equals, the set
  * is what FAISS gives.
  *
- * Threads: searches of one index may run in parallel, each with its own scratch; add, seal, load do not
- * overlap with anything.
+ * Threads: searches of one index may run in parallel, each with its own scratch; add, learn, seal,
+ * load do not overlap with anything.
  */
 #ifndef CAIRN_INDEX_H
 #define CAIRN_INDEX_H
@@ -43,6 +43,11 @@ CAIRN_API size_t cairn_index_count(const cairn_index *index);
 CAIRN_API size_t cairn_index_sealed(const cairn_index *index); /* rows [0, sealed) are in the kind's own structure */
 /* Brings rows [0, upto) into the sealed part (training it at the first call). No-op for scan and exact. */
 CAIRN_API cairn_status cairn_index_seal(cairn_index *index, size_t upto);
+/* Shows a scan queries like those to come (n, dim) and the k they ask with. If its rows are such that it pays, it keeps
+ * a sketch of them, some bytes a row, and passes over several times as many rows a second from then on. No hit depends
+ * on it. may_learn: there are enough rows, and twice as many as last time. NO_MEMORY: nothing was learnt. */
+CAIRN_API bool cairn_index_may_learn(const cairn_index *index);
+CAIRN_API cairn_status cairn_index_learn(cairn_index *index, const float *queries, size_t n, uint32_t k);
 CAIRN_API size_t cairn_index_bytes(const cairn_index *index); /* heap it holds, rows included */
 /* Row `id` as f32 (dim). */
 CAIRN_API void cairn_index_row(const cairn_index *index, uint32_t id, float *out);
@@ -68,6 +73,10 @@ typedef struct cairn_index_mass {
 
 CAIRN_API cairn_status cairn_index_scratch_new(cairn_index_scratch **out);
 CAIRN_API void cairn_index_scratch_free(cairn_index_scratch *scratch);
+
+/* Rows that may be good for the next search with this scratch, as what the last token's query found: up to 64, copied.
+ * It sets out with a bar then. No hit depends on it. */
+CAIRN_API void cairn_index_hint(cairn_index_scratch *scratch, const uint32_t *rows, size_t n);
 
 /* For each of nq queries the k best rows of its range, best first, ties newest first: hits (nq, k), found (nq).
  * mass (nq) may be NULL; asking for it costs a pass over the scores. A batch shares work: rows of a prefill chunk

@@ -144,6 +144,16 @@ typedef struct attn_worker { /* one per thread */
     uint64_t row_block[ATTN_ROWS_KEPT];
 } attn_worker;
 
+enum { ATTN_QUERIES_KEPT = 64, ATTN_FOUND_KEPT = 16 };
+
+typedef struct attn_lore { /* of one layer and KV head (lore.c) */
+    float *queries;        /* (ATTN_QUERIES_KEPT, D) a ring of those for far landmarks; NULL before there were any */
+    uint64_t kept;         /* so many went in */
+    uint64_t tokens;       /* of so many */
+    uint64_t found[ATTN_FOUND_KEPT]; /* far blocks the last token chose */
+    size_t n_found;
+} attn_lore;
+
 typedef struct attn_step { /* buffers kept between steps */
     const cairn_attention_shape *shape;
     cairn_policy policy;
@@ -163,6 +173,8 @@ typedef struct attn_step { /* buffers kept between steps */
     size_t cap_requests;
     int64_t *shared; /* scopes HEAD and TOKEN: chosen blocks, see select.c */
     size_t cap_shared;
+    attn_lore *lore;      /* (layers, kv_heads); NULL before an index wants it */
+    uint64_t learn_bytes; /* what all that indexes learn may take; set by the session */
     cairn_step_stats stats;
     double *block_mass; /* per logical block, when sources are wanted; owned by the session */
     uint64_t n_block_mass;
@@ -224,6 +236,18 @@ cairn_status attn_pick_push(attn_unit *unit, const attn_pick *pick);
 /* Fills unit->picks with every visible past block of the unit's rows, weight = log gate (score + bias). */
 cairn_status attn_select(attn_step *step, const attn_chunk *chunk, const attn_line *line, attn_unit *unit,
                          attn_worker *worker);
+/* ---- lore.c ---- */
+
+/* Keeps some of the chunk's queries if an index of the layer may learn from them. */
+cairn_status attn_lore_keep(attn_step *step, const attn_chunk *chunk, const attn_line *line);
+/* Lets the layer's indexes learn from the queries of earlier chunks, if there are enough. */
+void attn_lore_teach(attn_step *step, const attn_chunk *chunk, const attn_line *line);
+void attn_lore_wipe(attn_step *step);
+/* NULL while nothing is kept. What was found belongs to the head's unit while units run: for chunks of one group. */
+attn_lore *attn_lore_of(const attn_step *step, uint32_t layer, uint32_t head);
+void attn_lore_hint(const attn_lore *lore, const attn_part *part, cairn_index_scratch *search);
+void attn_lore_found(attn_lore *lore, const cairn_index_hit *hits, size_t n);
+
 /* Scopes HEAD and TOKEN: fills step->shared before the units run. */
 cairn_status attn_select_shared(attn_step *step, const attn_chunk *chunk, const attn_line *line);
 cairn_status attn_worker_reserve(const attn_step *step, attn_worker *worker, size_t rows, uint32_t k);

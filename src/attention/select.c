@@ -95,6 +95,7 @@ static cairn_status search_far(attn_step *step, const attn_chunk *chunk, const a
                     attn_query(step, chunk, unit->head, group->row0 + row, (uint32_t)(i % per)),
                     attn_landmark_position(step, r->far_delta, group->offset0 + row));
     }
+    attn_lore *lore = chunk->n_groups == 1 && !want_mass ? attn_lore_of(step, chunk->layer, unit->head) : NULL;
     if (step->watch != NULL) step->watch(step->watch_arg, chunk->layer, unit->head, worker->q, n);
     for (size_t p = 0; p < line->n_parts; p++) {
         const attn_part *part = &line->parts[p];
@@ -105,6 +106,7 @@ static cairn_status search_far(attn_step *step, const attn_chunk *chunk, const a
         for (size_t i = 0; i < n; i++)
             worker->queries[i] =
                 (cairn_index_query){worker->q + i * shape->head_dim, (uint32_t)lo - shift, (uint32_t)hi - shift};
+        if (lore != NULL) attn_lore_hint(lore, part, worker->search);
         cairn_status st =
             cairn_index_search(part->index[(size_t)chunk->layer * shape->kv_heads + unit->head], worker->search,
                                worker->queries, n, r->k, worker->hits, worker->found, want_mass ? worker->mass : NULL);
@@ -121,6 +123,8 @@ static cairn_status search_far(attn_step *step, const attn_chunk *chunk, const a
             }
         }
     }
+    if (lore != NULL) lore->n_found = 0;
+    for (size_t i = n; lore != NULL && i-- > 0;) attn_lore_found(lore, worker->merged + i * r->k, count[i]);
     return CAIRN_OK;
 }
 

@@ -72,6 +72,7 @@ void attn_step_wipe(attn_step *step)
     cairn_free(step->tiles);
     cairn_free(step->shared);
     cairn_free(step->block_mass);
+    attn_lore_wipe(step);
     attn_rope_wipe(&step->rope);
     *step = (attn_step){0};
 }
@@ -370,11 +371,13 @@ cairn_status attn_step_run(attn_step *step, const attn_chunk *chunk, const attn_
     if (step->policy.scope != CAIRN_SCOPE_TOKEN_HEAD && !attn_is_local(shape, chunk->layer) &&
         shape->scheme != CAIRN_POSITION_DENSE && (st = attn_select_shared(step, chunk, line)) != CAIRN_OK)
         return st;
+    attn_lore_teach(step, chunk, line);
     cairn_pool_run(pool_for(step, search_ns(step, chunk)), step->n_units, select_item, &r);
     for (size_t u = 0; u < step->n_units; u++) {
         if (step->units[u].status != CAIRN_OK) return cairn_fail(step->units[u].status, "%s", step->units[u].sentence);
         if (!attn_is_local(shape, chunk->layer)) add_stats(&step->stats, &step->units[u].stats);
     }
+    if ((st = attn_lore_keep(step, chunk, line)) != CAIRN_OK) return st;
     if ((st = list_tiles(step, &n_tiles)) != CAIRN_OK) return st;
     step->stats.tiles += n_tiles;
     step->tiles_last = n_tiles;

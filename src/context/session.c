@@ -153,6 +153,7 @@ static cairn_status plan_refill(cairn_session *s)
 
 cairn_status session_budget(cairn_session *s)
 {
+    s->step.learn_bytes = UINT64_MAX;
     if (s->fetch == NULL) return CAIRN_OK;
     uint64_t landmarks = landmarks_bytes(&s->landmarks);
     uint64_t own = s->opt.ram_bytes / 4 > s->own.ram_bytes ? s->own.ram_bytes : s->opt.ram_bytes / 4;
@@ -169,6 +170,7 @@ cairn_status session_budget(cairn_session *s)
                           (unsigned long long)s->opt.ram_bytes, (unsigned long long)landmarks,
                           (unsigned long long)own + s->own.data_bytes,
                           tier ? ", and at least 262144 must be left for tiles" : "");
+    s->step.learn_bytes = rest / 4;
     if (!tier) return CAIRN_OK;
     if (rest >= s->tier_given && rest - s->tier_given <= s->tier_given / 16) return CAIRN_OK;
     s->tier_given = rest;

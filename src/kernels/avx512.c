@@ -18,16 +18,16 @@ enum { PRODUCT_ROWS = 12 }; /* x 2 vectors: the same count */
 #include "body_tile.h"
 
 /* clang-format off */
-#define TABLE(scan)                                                                                                    \
+#define TABLE(scan, sketch)                                                                                            \
     {                                                                                                                  \
-        .name = "avx512", .dot = dot, .axpy = axpy, .scale = scale, .max = max, .exp_shift = exp_shift,                \
+        .name = "avx512", .dot = dot, .dot_rows = dot_rows, .set_bits = set_bits, .axpy = axpy, .scale = scale, .max = max, .exp_shift = exp_shift,                \
         .exp_sum = exp_sum, .above = above, .widen = widen, .narrow = narrow, .rms_norm = rms_norm,                    \
         .silu_mul = silu_mul, .rotate = rotate, .matvec = matvec, .dequant = dequant, .tile_scores = tile_scores,      \
-        .tile_mix = tile_mix, .tile_attend = tile_attend, .scan_i8 = scan, .scan_spread = scan_spread, .scan_round = scan_round, .product = product, .gemm = gemm,           \
+        .tile_mix = tile_mix, .tile_attend = tile_attend, .scan_i8 = scan, .sketch_i8 = sketch, .scan_spread = scan_spread, .scan_round = scan_round, .product = product, .gemm = gemm,           \
         .transpose = transpose, .row_softmax = row_softmax, .row_softmax_backward = row_softmax_backward,          \
         .swiglu = swiglu, .swiglu_backward = swiglu_backward, .rms_norm_backward = rms_norm_backward                   \
     }
 /* clang-format on */
 
-const cairn_kernels cairn_kernels_avx512_table = TABLE(scan_i8);
-const cairn_kernels cairn_kernels_avx512_vnni_table = TABLE(cairn_scan_i8_vnni);
+const cairn_kernels cairn_kernels_avx512_table = TABLE(scan_i8, sketch_i8);
+const cairn_kernels cairn_kernels_avx512_vnni_table = TABLE(cairn_scan_i8_vnni, cairn_sketch_i8_vnni);

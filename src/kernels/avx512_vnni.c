@@ -117,3 +117,74 @@ void cairn_scan_i8_vnni(const int8_t *rows, const float *row_scale, const int32_
 #undef SCAN
     }
 }
+
+/* Sums start at minus what they must reach, so the sign is the answer. The port that multiplies also makes masks: four
+ * vectors of sums are packed to bytes first, elsewhere, and give 64 bits at once. */
+INLINE void sketch_queries(const int NQ, const int8_t *rows, size_t blocks, const size_t dim, const int8_t *q,
+                           const int32_t *start, uint64_t *over)
+{
+    const __m512i flip = _mm512_set1_epi8((char)0x80);
+    for (size_t g = 0; g < blocks; g++) {
+        __m512i half[2][8];
+#pragma GCC unroll 2
+        for (int p = 0; p < 2; p++) {
+            __m512i sum[2][8];
+#pragma GCC unroll 2
+            for (int v = 0; v < 2; v++, rows += 16 * dim) {
+#pragma GCC unroll 8
+                for (int i = 0; i < NQ; i++) sum[v][i] = _mm512_set1_epi32(start[i]);
+#pragma GCC unroll 6
+                for (size_t j = 0; j < dim; j += 4) {
+                    const int8_t *at = rows + j * 16;
+                    _mm_prefetch((const char *)at + AHEAD_BYTES, _MM_HINT_T0);
+                    __m512i x = _mm512_xor_si512(_mm512_loadu_si512(at), flip);
+#pragma GCC unroll 8
+                    for (int i = 0; i < NQ; i++) sum[v][i] = add_four_dims(sum[v][i], x, q + (size_t)i * dim + j);
+                }
+            }
+#pragma GCC unroll 8
+            for (int i = 0; i < NQ; i++) half[p][i] = _mm512_packs_epi32(sum[0][i], sum[1][i]);
+        }
+#pragma GCC unroll 8
+        for (int i = 0; i < NQ; i++)
+            over[(size_t)i * blocks + g] = ~(uint64_t)_mm512_movepi8_mask(_mm512_packs_epi16(half[0][i], half[1][i]));
+    }
+}
+
+/* The usual widths without a loop over dims. */
+INLINE void sketch_widths(const int NQ, const int8_t *rows, size_t blocks, size_t dim, const int8_t *q,
+                          const int32_t *start, uint64_t *over)
+{
+    switch (dim) {
+    case 8: sketch_queries(NQ, rows, blocks, 8, q, start, over); break;
+    case 12: sketch_queries(NQ, rows, blocks, 12, q, start, over); break;
+    case 16: sketch_queries(NQ, rows, blocks, 16, q, start, over); break;
+    case 24: sketch_queries(NQ, rows, blocks, 24, q, start, over); break;
+    default: sketch_queries(NQ, rows, blocks, dim, q, start, over);
+    }
+}
+
+void cairn_sketch_i8_vnni(const int8_t *rows, size_t block, size_t blocks, size_t dim, const int8_t *q,
+                          const int32_t *least, size_t nq, uint64_t *over)
+{
+    assert(dim % 4 == 0);
+    rows += block * 64 * dim;
+    for (size_t first = 0, some; first < nq; first += some) {
+        size_t left = nq - first;
+        some = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+        const int8_t *at = q + first * dim;
+        int32_t start[8];
+        for (size_t i = 0; i < some; i++) {
+            int32_t sum = 0;
+            for (size_t j = 0; j < dim; j++) sum += at[i * dim + j];
+            start[i] = -128 * sum - least[first + i];
+        }
+        uint64_t *to = over + first * blocks;
+        switch (some) {
+        case 8: sketch_widths(8, rows, blocks, dim, at, start, to); break;
+        case 4: sketch_widths(4, rows, blocks, dim, at, start, to); break;
+        case 2: sketch_widths(2, rows, blocks, dim, at, start, to); break;
+        default: sketch_widths(1, rows, blocks, dim, at, start, to);
+        }
+    }
+}

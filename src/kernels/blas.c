@@ -3,13 +3,23 @@
 
 #include <assert.h>
 #include <limits.h>
+#include <math.h>
 #include <pthread.h>
 
 #include <cblas.h>
 
+void dsyev_(const char *jobz, const char *uplo, const blasint *n, double *a, const blasint *lda, double *w,
+            double *work, const blasint *lwork, blasint *info, size_t jobz_length, size_t uplo_length);
+
 static void one_thread(void)
 {
     openblas_set_num_threads(1);
+}
+
+static void begin(void)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, one_thread);
 }
 
 /* C = (add ? C : 0) + op(A) op(B); rows and columns of op(A) are m and k, of op(B) k and n. */
@@ -20,8 +30,7 @@ static void gemm(CBLAS_TRANSPOSE ta, CBLAS_TRANSPOSE tb, size_t m, size_t n, siz
     assert(lda >= (ta == CblasNoTrans ? k : m) && lda <= INT_MAX);
     assert(ldb >= (tb == CblasNoTrans ? n : k) && ldb <= INT_MAX);
     assert(ldc >= n && ldc <= INT_MAX);
-    static pthread_once_t once = PTHREAD_ONCE_INIT;
-    pthread_once(&once, one_thread);
+    begin();
     if (m == 0 || n == 0) return;
     if (k == 0) { /* an empty sum; BLAS wants leading dimensions of at least 1 */
         for (size_t i = 0; i < m && !add; i++) memset(c + i * ldc, 0, n * sizeof *c);
@@ -73,4 +82,17 @@ void cairn_gemm_tn(size_t m, size_t n, size_t k, const float *a, size_t lda, con
                    size_t ldc, bool add)
 {
     gemm(CblasTrans, CblasNoTrans, m, n, k, a, lda, b, ldb, c, ldc, add);
+}
+
+bool cairn_eigen(size_t n, double *a, double *values, double *work)
+{
+    assert(n > 0 && n <= INT_MAX / CAIRN_EIGEN_WORK);
+    blasint size = (blasint)n;
+    blasint works = CAIRN_EIGEN_WORK * size;
+    blasint info = 0;
+    for (size_t i = 0; i < n * n; i++)
+        if (!isfinite(a[i])) return false; /* dsyev may not come back */
+    begin();
+    dsyev_("V", "U", &size, a, &size, values, work, &works, &info, 1, 1);
+    return info == 0;
 }

@@ -75,6 +75,17 @@ INLINE int32_t scan_pair(int8_t a, int8_t b)
     return (int32_t)((uint32_t)(uint16_t)a | (uint32_t)(uint16_t)b << 16);
 }
 
+static void scan_pairs(const int8_t *q, size_t dim, size_t n, int32_t (*even)[SCAN_DIM_MAX / 4],
+                       int32_t (*odd)[SCAN_DIM_MAX / 4])
+{
+    for (size_t i = 0; i < n; i++)
+        for (size_t j = 0; j < dim / 4; j++) {
+            const int8_t *at = q + i * dim + 4 * j;
+            even[i][j] = scan_pair(at[0], at[2]);
+            odd[i][j] = scan_pair(at[1], at[3]);
+        }
+}
+
 static void scan_i8(const int8_t *rows, const float *row_scale, const int32_t *row_sum, size_t group, size_t groups,
                     size_t dim, const int8_t *q, const float *q_scale, size_t nq, float *scores, float *less, size_t ld,
                     const float *bars, uint16_t *over)
@@ -87,12 +98,7 @@ static void scan_i8(const int8_t *rows, const float *row_scale, const int32_t *r
     for (size_t first = 0, some; first < nq; first += some) {
         size_t left = nq - first;
         some = left >= SCAN_QUERIES ? SCAN_QUERIES : left >= 4 ? 4 : left >= 2 ? 2 : 1;
-        for (size_t i = 0; i < some; i++)
-            for (size_t j = 0; j < dim / 4; j++) {
-                const int8_t *at = q + (first + i) * dim + 4 * j;
-                even[i][j] = scan_pair(at[0], at[2]);
-                odd[i][j] = scan_pair(at[1], at[3]);
-            }
+        scan_pairs(q + first * dim, dim, some, even, odd);
         const float *scales = q_scale + first;
         float *to = scores + first * ld, *less_to = less != NULL ? less + first * ld : NULL;
         const float *bar = over != NULL ? bars + first : NULL;
@@ -105,6 +111,76 @@ static void scan_i8(const int8_t *rows, const float *row_scale, const int32_t *r
             scan_queries(2, rows, row_scale, groups, dim, even, odd, scales, to, less_to, ld, bar, over_to);
         else
             scan_queries(1, rows, row_scale, groups, dim, even, odd, scales, to, less_to, ld, bar, over_to);
+    }
+}
+
+/* ---- sketches: a bit a row. Sums start at minus what they must reach, so that the sign is the answer ---- */
+
+enum { SKETCH_QUERIES = 4 };
+
+INLINE void sketch_queries(const int NQ, const int8_t *rows, size_t blocks, const size_t dim,
+                           const int32_t (*even)[SCAN_DIM_MAX / 4], const int32_t (*odd)[SCAN_DIM_MAX / 4],
+                           const int32_t *least, uint64_t *over)
+{
+    for (size_t g = 0; g < blocks; g++) {
+        vi half[2][SKETCH_QUERIES * NV]; /* sums of two vectors of rows as int16 */
+#pragma GCC unroll 2
+        for (int p = 0; p < 2; p++) {
+            vi sum[2][SKETCH_QUERIES * NV];
+#pragma GCC unroll 2
+            for (int v = 0; v < 2; v++, rows += 16 * dim) {
+#pragma GCC unroll 16
+                for (int i = 0; i < NQ * NV; i++) sum[v][i] = vi_set(-least[i / NV]);
+#pragma GCC unroll 4
+                for (size_t j = 0; j < dim / 4; j++) {
+                    _mm_prefetch((const char *)rows + j * 64 + SCAN_AHEAD_BYTES, _MM_HINT_T0);
+                    scan_quad(NQ, rows + j * 64, j, even, odd, sum[v]);
+                }
+            }
+#pragma GCC unroll 16
+            for (int i = 0; i < NQ * NV; i++) half[p][i] = vi_pack32(sum[0][i], sum[1][i]);
+        }
+#pragma GCC unroll 4
+        for (int i = 0; i < NQ; i++) {
+            uint64_t mask = 0;
+#pragma GCC unroll 2
+            for (int h = 0; h < NV; h++)
+                mask |= vi_packed_not_negative(half[0][i * NV + h], half[1][i * NV + h]) << h * 32;
+            over[(size_t)i * blocks + g] = mask;
+        }
+    }
+}
+
+/* The usual widths without a loop over dims. */
+INLINE void sketch_widths(const int NQ, const int8_t *rows, size_t blocks, size_t dim,
+                          const int32_t (*even)[SCAN_DIM_MAX / 4], const int32_t (*odd)[SCAN_DIM_MAX / 4],
+                          const int32_t *least, uint64_t *over)
+{
+    switch (dim) {
+    case 8: sketch_queries(NQ, rows, blocks, 8, even, odd, least, over); break;
+    case 12: sketch_queries(NQ, rows, blocks, 12, even, odd, least, over); break;
+    case 16: sketch_queries(NQ, rows, blocks, 16, even, odd, least, over); break;
+    default: sketch_queries(NQ, rows, blocks, dim, even, odd, least, over);
+    }
+}
+
+static void sketch_i8(const int8_t *rows, size_t block, size_t blocks, size_t dim, const int8_t *q,
+                      const int32_t *least, size_t nq, uint64_t *over)
+{
+    assert(dim % 4 == 0 && dim <= SCAN_DIM_MAX);
+    int32_t even[SKETCH_QUERIES][SCAN_DIM_MAX / 4], odd[SKETCH_QUERIES][SCAN_DIM_MAX / 4];
+    rows += block * 64 * dim;
+    for (size_t first = 0, some; first < nq; first += some) {
+        size_t left = nq - first;
+        some = left >= 4 ? 4 : left >= 2 ? 2 : 1;
+        scan_pairs(q + first * dim, dim, some, even, odd);
+        uint64_t *to = over + first * blocks;
+        if (some == 4)
+            sketch_widths(4, rows, blocks, dim, even, odd, least + first, to);
+        else if (some == 2)
+            sketch_widths(2, rows, blocks, dim, even, odd, least + first, to);
+        else
+            sketch_widths(1, rows, blocks, dim, even, odd, least + first, to);
     }
 }
 

@@ -142,6 +142,25 @@ static size_t above(const float *x, float least, size_t n, uint32_t *out)
     return count;
 }
 
+/* Words have no bit, one or two, mostly: written whatever they have, so that no branch can be foreseen wrongly. */
+static size_t set_bits(const uint64_t *words, size_t n, uint32_t *out)
+{
+    const uint64_t top = UINT64_C(1) << 63;
+    size_t count = 0;
+    for (size_t g = 0; g < n; g++) {
+        uint64_t first = words[g], second = first & (first - 1);
+        uint32_t base = (uint32_t)(64 * g);
+        out[count] = base + (uint32_t)__builtin_ctzll(first | top);
+        out[count + 1] = base + (uint32_t)__builtin_ctzll(second | top);
+        size_t at = count + 2;
+        count += (size_t)__builtin_popcountll(first);
+        if (count <= at) continue;
+        for (uint64_t left = second & (second - 1); left != 0; left &= left - 1)
+            out[at++] = base + (uint32_t)__builtin_ctzll(left);
+    }
+    return count;
+}
+
 /* ---- conversion ---- */
 
 INLINE void widen_as(float *out, const void *in, cairn_dtype dtype, size_t n)
@@ -159,6 +178,41 @@ static void widen(float *out, const void *in, cairn_dtype dtype, size_t n)
     default:
         if (n > 0) memcpy(out, in, n * sizeof *out);
     }
+}
+
+/* dot over a widened row, in the same order to the last bit, without the row in between */
+INLINE float dot_as(const float *a, const void *b, cairn_dtype dtype, const size_t n)
+{
+    vf s0 = v_zero(), s1 = v_zero(), s2 = v_zero(), s3 = v_zero();
+    size_t i = 0;
+    for (; i + 4 * VL <= n; i += 4 * VL) {
+        s0 = v_fma(v_load(a + i), v_load_as(b, dtype, i), s0);
+        s1 = v_fma(v_load(a + i + VL), v_load_as(b, dtype, i + VL), s1);
+        s2 = v_fma(v_load(a + i + 2 * VL), v_load_as(b, dtype, i + 2 * VL), s2);
+        s3 = v_fma(v_load(a + i + 3 * VL), v_load_as(b, dtype, i + 3 * VL), s3);
+    }
+    for (; i + VL <= n; i += VL) s0 = v_fma(v_load(a + i), v_load_as(b, dtype, i), s0);
+    if (i < n) s1 = v_fma(v_load_n(a + i, n - i), v_load_as_n(b, dtype, i, n - i), s1);
+    return v_sum(v_add(v_add(s0, s1), v_add(s2, s3)));
+}
+INLINE void dot_rows_as(float *out, const float *q, const char *rows, cairn_dtype dtype, const size_t dim,
+                        const uint32_t *at, size_t n)
+{
+    const size_t row_bytes = dim * (dtype == CAIRN_F32 ? 4 : 2);
+    for (size_t i = 0; i < n; i++) out[i] = dot_as(q, rows + at[i] * row_bytes, dtype, dim);
+}
+static void dot_rows(float *out, const float *q, const void *rows, cairn_dtype dtype, size_t dim, const uint32_t *at,
+                     size_t n)
+{
+    assert(dtype != CAIRN_Q8);
+    if (dtype == CAIRN_F16 && dim == 32) /* the demo model's: no loops left */
+        dot_rows_as(out, q, rows, CAIRN_F16, 32, at, n);
+    else if (dtype == CAIRN_F16)
+        dot_rows_as(out, q, rows, CAIRN_F16, dim, at, n);
+    else if (dtype == CAIRN_BF16)
+        dot_rows_as(out, q, rows, CAIRN_BF16, dim, at, n);
+    else
+        for (size_t i = 0; i < n; i++) out[i] = dot(q, (const float *)rows + at[i] * dim, dim);
 }
 
 static void narrow(void *out, const float *in, cairn_dtype dtype, size_t n)

@@ -45,7 +45,13 @@ typedef struct cairn_scan_rounded {
     float squares, left;
 } cairn_scan_rounded;
 
-enum { CAIRN_SCAN_GROUP = 16 };          /* rows interleaved in the int8 scan */
+enum { CAIRN_SCAN_GROUP = 16 };   /* rows interleaved in the int8 scan */
+enum { CAIRN_SKETCH_BLOCK = 64 }; /* rows interleaved in a sketch */
+/* Where the first four dims of a row are; the next four are 64 bytes on. */
+static inline size_t cairn_sketch_at(size_t row, size_t dim)
+{
+    return row / 64 * 64 * dim + row / 4 % 4 * 16 * dim + (row % 64 / 16 * 4 + row % 4) * 4;
+}
 enum { CAIRN_GEMM_SCRATCH = 160 << 10 }; /* numbers gemm packs its operands into */
 
 typedef struct cairn_kernels {
@@ -61,10 +67,15 @@ typedef struct cairn_kernels {
     float (*exp_sum)(const float *x, float shift, size_t n); /* the same sum without storing */
     /* Indexes (ascending) of the x[i] >= least; out has room for n. Returns how many. */
     size_t (*above)(const float *x, float least, size_t n, uint32_t *out);
+    /* Numbers (ascending) of the bits set in n words; out has room for two more than there are. Returns how many. */
+    size_t (*set_bits)(const uint64_t *words, size_t n, uint32_t *out);
 
     /* ---- conversion: F32 copies; to F16/BF16 rounds to nearest even, overflow to inf as IEEE does ---- */
     void (*widen)(float *out, const void *in, cairn_dtype dtype, size_t n);  /* F32, F16, BF16 */
     void (*narrow)(void *out, const float *in, cairn_dtype dtype, size_t n); /* F32, F16, BF16 */
+    /* out[i] = q . row at[i] of rows (.., dim), what dot gives for the widened row, to the last bit; dim <= 1024 */
+    void (*dot_rows)(float *out, const float *q, const void *rows, cairn_dtype dtype, size_t dim, const uint32_t *at,
+                     size_t n);
 
     /* ---- layers ---- */
     void (*rms_norm)(float *out, const float *x, const float *weight, size_t n, float eps); /* out may be x */
@@ -100,6 +111,13 @@ typedef struct cairn_kernels {
     void (*scan_i8)(const int8_t *rows, const float *row_scale, const int32_t *row_sum, size_t group, size_t groups,
                     size_t dim, const int8_t *q, const float *q_scale, size_t nq, float *scores, float *less, size_t ld,
                     const float *bars, uint16_t *over);
+
+    /* Which rows reach sum_j row_j q_ij >= least[i]: bit b of over[i * blocks + g] is row b of the g-th block of 64.
+     * Of the 16 rows that share a vector, four follow each other, so that packing vectors puts the bits in order:
+     * element (row r, dim j) is at (r/64)*64*dim + (r/4%4)*16*dim + (j/4)*64 + (r%64/16*4 + r%4)*4 + j%4
+     * (cairn_sketch_at). Exact; |least| <= 2^29; 4 <= dim <= 1024, a multiple of 4. */
+    void (*sketch_i8)(const int8_t *rows, size_t block, size_t blocks, size_t dim, const int8_t *q,
+                      const int32_t *least, size_t nq, uint64_t *over);
 
     /* Rows into images. spread: the largest |x - center|. round: values[i] = (x[i] - center[i]) / scale to the nearest
      * integer within +-127; room for n rounded up to 16, whose rest may be overwritten. All finite, n <= 1024. */
@@ -167,6 +185,11 @@ void cairn_gemm_nn(size_t m, size_t n, size_t k, const float *a, size_t lda, con
                    size_t ldc, bool add);
 void cairn_gemm_tn(size_t m, size_t n, size_t k, const float *a, size_t lda, const float *b, size_t ldb, float *c,
                    size_t ldc, bool add);
+
+/* Eigenvalues, ascending, and orthonormal eigenvectors of a symmetric matrix (n, n), by LAPACK's dsyev: row i of a
+ * becomes the i-th vector. work: CAIRN_EIGEN_WORK n numbers. False if a holds what is not a number. */
+enum { CAIRN_EIGEN_WORK = 34 };
+bool cairn_eigen(size_t n, double *a, double *values, double *work);
 
 /* The table's gemm and product, or OpenBLAS where the table is the reference: what trains on processors without a
  * twin. */

@@ -249,6 +249,21 @@ static void ref_scan_i8(const int8_t *rows, const float *row_scale, const int32_
         }
 }
 
+static void ref_sketch_i8(const int8_t *rows, size_t block, size_t blocks, size_t dim, const int8_t *q,
+                          const int32_t *least, size_t nq, uint64_t *over)
+{
+    for (size_t i = 0; i < nq; i++)
+        for (size_t g = 0; g < blocks; g++) {
+            over[i * blocks + g] = 0;
+            for (size_t r = 0; r < CAIRN_SKETCH_BLOCK; r++) {
+                const int8_t *at = rows + cairn_sketch_at((block + g) * CAIRN_SKETCH_BLOCK + r, dim);
+                int32_t sum = 0;
+                for (size_t j = 0; j < dim; j++) sum += at[j / 4 * 64 + j % 4] * q[i * dim + j];
+                over[i * blocks + g] |= (uint64_t)(sum >= least[i]) << r;
+            }
+        }
+}
+
 static float ref_scan_spread(const float *x, const float *center, size_t n)
 {
     float most = 0;
@@ -355,9 +370,29 @@ static void ref_row_softmax_backward(float *p, float *u, size_t ld, size_t rows,
     }
 }
 
+static size_t ref_set_bits(const uint64_t *words, size_t n, uint32_t *out)
+{
+    size_t count = 0;
+    for (size_t i = 0; i < 64 * n; i++)
+        if (words[i / 64] >> i % 64 & 1) out[count++] = (uint32_t)i;
+    return count;
+}
+
+static void ref_dot_rows(float *out, const float *q, const void *rows, cairn_dtype dtype, size_t dim,
+                         const uint32_t *at, size_t n)
+{
+    float row[1024];
+    for (size_t i = 0; i < n; i++) {
+        ref_widen(row, (const char *)rows + at[i] * dim * cairn_dtype_size(dtype), dtype, dim);
+        out[i] = ref_dot(q, row, dim);
+    }
+}
+
 const cairn_kernels cairn_kernels_ref = {
     .name = "ref",
     .dot = ref_dot,
+    .dot_rows = ref_dot_rows,
+    .set_bits = ref_set_bits,
     .axpy = ref_axpy,
     .scale = ref_scale,
     .max = ref_max,
@@ -375,6 +410,7 @@ const cairn_kernels cairn_kernels_ref = {
     .tile_mix = ref_tile_mix,
     .tile_attend = ref_tile_attend,
     .scan_i8 = ref_scan_i8,
+    .sketch_i8 = ref_sketch_i8,
     .scan_spread = ref_scan_spread,
     .scan_round = ref_scan_round,
     .swiglu = ref_swiglu,

@@ -10,6 +10,8 @@ extern const cairn_kernels cairn_kernels_avx512_vnni_table; /* the same but for 
 void cairn_scan_i8_vnni(const int8_t *rows, const float *row_scale, const int32_t *row_sum, size_t group, size_t groups,
                         size_t dim, const int8_t *q, const float *q_scale, size_t nq, float *scores, float *less,
                         size_t ld, const float *bars, uint16_t *over);
+void cairn_sketch_i8_vnni(const int8_t *rows, size_t block, size_t blocks, size_t dim, const int8_t *q,
+                          const int32_t *least, size_t nq, uint64_t *over);
 
 /* What a CPU without VNNI would get, for tests; NULL like cairn_kernels_avx512. */
 const cairn_kernels *cairn_kernels_avx512_without_vnni(void);

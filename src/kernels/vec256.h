@@ -270,6 +270,14 @@ INLINE vi vi_madd(vi a, vi b, vi c) /* c + the sum of the two int16 products of 
 {
     return _mm256_add_epi32(c, _mm256_madd_epi16(a, b));
 }
+INLINE vi vi_pack32(vi a, vi b) /* with saturation, to int16: four of a, four of b, in each 128 bits */
+{
+    return _mm256_packs_epi32(a, b);
+}
+INLINE uint64_t vi_packed_not_negative(vi a, vi b) /* int16s likewise to bytes; a bit for each that is not negative */
+{
+    return (uint32_t)~_mm256_movemask_epi8(_mm256_packs_epi16(a, b));
+}
 INLINE vf vi_to_f32(vi x)
 {
     return _mm256_cvtepi32_ps(x);

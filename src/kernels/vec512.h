@@ -262,6 +262,14 @@ INLINE vi vi_madd(vi a, vi b, vi c) /* c + the sum of the two int16 products of 
 {
     return _mm512_add_epi32(c, _mm512_madd_epi16(a, b));
 }
+INLINE vi vi_pack32(vi a, vi b) /* with saturation, to int16: four of a, four of b, in each 128 bits */
+{
+    return _mm512_packs_epi32(a, b);
+}
+INLINE uint64_t vi_packed_not_negative(vi a, vi b) /* int16s likewise to bytes; a bit for each that is not negative */
+{
+    return ~(uint64_t)_mm512_movepi8_mask(_mm512_packs_epi16(a, b));
+}
 INLINE vf vi_to_f32(vi x)
 {
     return _mm512_cvtepi32_ps(x);

@@ -1,0 +1,271 @@
+/* sketch.c - a few bytes a row that rule most rows out.
+ *
+ * Landmark keys and the queries that look for them fill few directions, and not the same ones. With an invertible T,
+ * q.l' = (B'q).(T l') where B = 1/T and l' = l - c; sketch_plan.c chooses T so that as much as possible of the product
+ * is in the first dims of both (on the demo model's keys, D = 32: of 11 dims all but 1 % of the rows are ruled out by
+ * the k-th best score). A row keeps w - 1 dims in bytes and one byte of what is left over:
+ *
+ *   y = T l',  y_j = s_j v_j + e_j for j < w - 1, v whole numbers;     z = B'q, p_j = z_j s_j = u p^_j + d_j
+ *   q.l' = sum_j p_j v_j + sum_(kept) z_j e_j + sum_(others) z_j y_j
+ *        <= u sum_j p^_j v_j + |d| |v| + A E,   A = |(z_others, h z_kept)|,  E = |(y_others, e / h)|
+ *
+ * by Cauchy-Schwarz, for any h > 0. E goes up to the next of 255 steps into the last byte and A into the query's, so
+ * the kernel's integer sum is the bound, and all of it is compared with one whole number a query: no conversion,
+ * nothing stored but a bit a row. |v| and |l'| come in as limits; rows beyond them, or with an E beyond 255 steps, are
+ * loose: always looked at. What f32 leaves open (T and B are rounded, so are y and z) is in the query's constant.
+ *
+ * Rows that may reach the bar are scored in full precision. So the choice is proven as by the int8 image, and is the
+ * same; only the time depends on how well the sketch fits.
+ *
+ * The sketch, D = 32, w = 12: 16 rows and a query cost 3 vpdpbusd and a sign mask against 9, a conversion, two
+ * multiplications and a store; 12 bytes a row against 40. */
+#include "index_internal.h"
+
+#include <math.h>
+
+static const double LEAST_MAX = 0x1p29; /* of the kernel */
+
+void cairn_sketch_wipe(cairn_sketch *sketch)
+{
+    for (size_t i = 0; i < sketch->chunk_count; i++) {
+        cairn_free(sketch->chunks[i].rows);
+        cairn_free(sketch->chunks[i].loose);
+        cairn_free(sketch->chunks[i].loose_rows);
+    }
+    cairn_free(sketch->chunks);
+    cairn_free(sketch->center); /* and with it the matrices */
+    *sketch = (cairn_sketch){0};
+}
+
+static cairn_status reserve(cairn_sketch *sketch, size_t count)
+{
+    size_t chunks = (count + CAIRN_CHUNK_ROWS - 1) / CAIRN_CHUNK_ROWS;
+    if (chunks <= sketch->chunk_count) return CAIRN_OK;
+    size_t row_bytes = (size_t)CAIRN_CHUNK_ROWS * sketch->width;
+    cairn_sketch_chunk *more = cairn_grow(sketch->chunks, sketch->chunk_count * sizeof *more, chunks, sizeof *more);
+    if (more == NULL) return cairn_fail(CAIRN_NO_MEMORY, "sketch of %zu rows", count);
+    sketch->chunks = more;
+    while (sketch->chunk_count < chunks) {
+        cairn_sketch_chunk *chunk = &more[sketch->chunk_count];
+        *chunk = (cairn_sketch_chunk){0};
+        chunk->rows = cairn_calloc(1, row_bytes); /* a block that is not full yet is defined */
+        if (chunk->rows == NULL) return cairn_fail(CAIRN_NO_MEMORY, "sketch of %zu rows", count);
+        sketch->chunk_count++;
+        sketch->bytes += row_bytes + sizeof *chunk;
+    }
+    return CAIRN_OK;
+}
+
+static cairn_status put_loose(cairn_sketch *sketch, const cairn_rows *rows, size_t id)
+{
+    cairn_sketch_chunk *chunk = &sketch->chunks[id / CAIRN_CHUNK_ROWS];
+    const size_t row_bytes = rows->dim * sizeof(float);
+    if (chunk->loose_count == chunk->loose_room) {
+        size_t room = chunk->loose_room != 0 ? 2 * chunk->loose_room : 16;
+        uint32_t *loose = cairn_grow(chunk->loose, chunk->loose_count * sizeof *loose, room, sizeof *loose);
+        if (loose != NULL) chunk->loose = loose;
+        float *values =
+            loose == NULL ? NULL : cairn_grow(chunk->loose_rows, chunk->loose_count * row_bytes, room, row_bytes);
+        if (values == NULL) return cairn_fail(CAIRN_NO_MEMORY, "sketch of %zu rows", rows->count);
+        chunk->loose_rows = values;
+        sketch->bytes += (room - chunk->loose_room) * (row_bytes + sizeof *loose);
+        chunk->loose_room = room;
+    }
+    cairn_rows_widen(rows, id, 1, chunk->loose_rows + chunk->loose_count * rows->dim);
+    chunk->loose[chunk->loose_count++] = (uint32_t)(id % CAIRN_CHUNK_ROWS);
+    return CAIRN_OK;
+}
+
+/* Row `id` from l' and y. */
+static cairn_status put_row(cairn_sketch *sketch, const cairn_rows *rows, size_t id, const float *left, const float *y)
+{
+    const uint32_t dim = rows->dim;
+    const size_t kept = sketch->width - 1;
+    const cairn_kernels *kernels = rows->kernels;
+    int8_t values[CAIRN_SKETCH_WIDTH_MAX] = {0};
+    float levels[CAIRN_SKETCH_WIDTH_MAX];
+    float misses[CAIRN_SKETCH_WIDTH_MAX];
+    for (size_t j = 0; j < kept; j++) {
+        float v = y[j] * sketch->per_step[j];
+        v = v < 127 ? v : 127; /* nor what is not a number; its length will tell */
+        v = v > -127 ? v : -127;
+        int whole = (int)(v + (v < 0 ? -0.5f : 0.5f));
+        values[j] = (int8_t)whole;
+        levels[j] = (float)whole;
+        misses[j] = y[j] - sketch->step[j] * levels[j];
+    }
+    double length = (double)kernels->dot(left, left, dim);
+    double level = (double)kernels->dot(levels, levels, kept);
+    double miss = (double)kernels->dot(misses, misses, kept) * sketch->per_head_weight;
+    double others = (double)kernels->dot(y + kept, y + kept, dim - kept);
+    double steps = sqrt(others + miss) / sketch->slack_step * (1 + 0x1p-12); /* f32 sums of up to 1024 squares */
+    cairn_sketch_chunk *chunk = &sketch->chunks[id / CAIRN_CHUNK_ROWS];
+    size_t at = id % CAIRN_CHUNK_ROWS;
+    bool bounded = steps <= 254.9 && length * (1 + 0x1p-12) <= sketch->length_most * sketch->length_most &&
+                   level <= sketch->level_most * sketch->level_most;
+    if (!bounded) return put_loose(sketch, rows, id);
+    chunk->bound[at / CAIRN_SKETCH_BLOCK] |= UINT64_C(1) << at % CAIRN_SKETCH_BLOCK;
+    values[kept] = (int8_t)((int)steps + 1 - 128);
+    int8_t *to = chunk->rows + cairn_sketch_at(at, sketch->width);
+    for (size_t j = 0; j < sketch->width; j += 4) memcpy(to + j * 16, values + j, 4);
+    return CAIRN_OK;
+}
+
+cairn_status cairn_sketch_extend(cairn_sketch *sketch, const cairn_rows *rows)
+{
+    const uint32_t dim = rows->dim;
+    cairn_status st = reserve(sketch, rows->count);
+    if (st != CAIRN_OK) return st;
+    float *wide = sketch->wide;
+    float *turned = wide + (size_t)CAIRN_SKETCH_PIECE * dim;
+    while (sketch->count < rows->count) {
+        size_t n = rows->count - sketch->count;
+        if (n > CAIRN_SKETCH_PIECE) n = CAIRN_SKETCH_PIECE;
+        cairn_rows_widen(rows, sketch->count, n, wide);
+        for (size_t r = 0; r < n; r++) rows->kernels->axpy(wide + r * dim, -1, sketch->center, dim);
+        if (n < 4)
+            for (size_t r = 0; r < n; r++)
+                for (size_t j = 0; j < dim; j++)
+                    turned[r * dim + j] = rows->kernels->dot(sketch->to_row + j * dim, wide + r * dim, dim);
+        else
+            cairn_gemm_nt(n, dim, dim, wide, dim, sketch->to_row, dim, turned, dim);
+        for (size_t r = 0; r < n; r++, sketch->count++) {
+            st = put_row(sketch, rows, sketch->count, wide + r * dim, turned + r * dim);
+            if (st != CAIRN_OK) return st;
+        }
+    }
+    return CAIRN_OK;
+}
+
+static double norm_of(const float *x, size_t n)
+{
+    double squares = 0;
+    for (size_t j = 0; j < n; j++) squares += (double)x[j] * (double)x[j];
+    return sqrt(squares);
+}
+
+static void prepare_one(const cairn_sketch *sketch, const cairn_rows *rows, cairn_index_scratch *scratch, size_t at)
+{
+    cairn_scan_query *query = &scratch->query[at];
+    const uint32_t dim = rows->dim;
+    const size_t kept = sketch->width - 1;
+    int8_t *image = scratch->sketch + at * sketch->width;
+    float *z = scratch->turned;
+    query->sketched = false;
+    if (query->exact) return;
+    for (size_t j = 0; j < dim; j++) z[j] = rows->kernels->dot(sketch->to_query + j * dim, query->q, dim);
+    double parts[CAIRN_SKETCH_WIDTH_MAX];
+    double most = 0;
+    for (size_t j = 0; j < kept; j++) {
+        parts[j] = (double)z[j] * (double)sketch->step[j];
+        most = fmax(most, fabs(parts[j]));
+    }
+    double head = norm_of(z, kept) * sketch->head_weight;
+    double tail = norm_of(z + kept, dim - kept);
+    double slack = sqrt(head * head + tail * tail) * sketch->slack_step * 1.000001;
+    double unit = fmax(most, slack) / 126.9;
+    if (!(unit > 1e-30 && unit < 1e30)) return;
+    double miss = 0;
+    for (size_t j = 0; j < kept; j++) {
+        double whole = rint(parts[j] / unit);
+        double d = parts[j] - whole * unit;
+        image[j] = (int8_t)whole;
+        miss += d * d;
+    }
+    image[kept] = (int8_t)ceil(slack / unit);
+    double q = (double)query->norm;
+    double bias = 0;
+    for (size_t j = 0; j < dim; j++) bias += (double)query->q[j] * (double)sketch->center[j];
+    /* y_j is off by at most c |T_j| |l'|, z_j by c |B_j| |q|, and |y_j| <= |T_j| |l'|; the score itself as everywhere
+     */
+    double rounding = cairn_rounding(dim);
+    double weighed = 0;
+    for (size_t j = 0; j < dim; j++) weighed += fabs((double)z[j]) * (double)sketch->norms[j];
+    double open = (weighed + sketch->norms_product * q) * rounding / 2; /* twice is said there */
+    query->sketch_base =
+        bias + sqrt(miss) * sketch->level_most + sketch->length_most * (open + (sketch->mismatch + rounding) * q) +
+        rounding * q * sketch->center_norm + unit * 128 * image[kept]; /* the last byte of rows is less 128 */
+    query->sketch_unit = unit;
+    query->sketched = isfinite(query->sketch_base);
+}
+
+void cairn_sketch_prepare(const cairn_sketch *sketch, const cairn_rows *rows, cairn_index_scratch *scratch, size_t n)
+{
+    for (size_t i = 0; i < n; i++) prepare_one(sketch, rows, scratch, i);
+}
+
+/* The least integer sum with which a row may reach the k-th best so far. */
+static int32_t least_sum(const cairn_scan_query *query)
+{
+    double least = floor(((double)query->choice.least - query->sketch_base) / query->sketch_unit * (1 - 1e-12) - 1e-3);
+    return (int32_t)fmin(fmax(least, -LEAST_MAX), LEAST_MAX);
+}
+
+/* What the kernel let through of rows [a, b) of one chunk. Row `first` has the first bit of `over`. */
+static void see_rows(const cairn_rows *rows, cairn_index_scratch *scratch, cairn_choice *choice, uint64_t *over,
+                     const uint64_t *bound, size_t blocks, size_t first, size_t a, size_t b)
+{
+    const size_t row_bytes = rows->dim * cairn_dtype_size(rows->dtype);
+    const char *data = cairn_rows_at(rows, first);
+    uint32_t *at = scratch->over; /* less `first` */
+    float *scores = scratch->scores;
+    a = a > first ? a - first : 0;
+    b -= first;
+    for (size_t g = 0; g < blocks; g++) over[g] &= bound[g];
+    for (size_t g = 0; g < a / CAIRN_SKETCH_BLOCK; g++) over[g] = 0;
+    over[a / CAIRN_SKETCH_BLOCK] &= ~UINT64_C(0) << a % CAIRN_SKETCH_BLOCK;
+    for (size_t g = (b - 1) / CAIRN_SKETCH_BLOCK + 1; g < blocks; g++) over[g] = 0;
+    over[(b - 1) / CAIRN_SKETCH_BLOCK] &= ~UINT64_C(0) >> (63 - (b - 1) % CAIRN_SKETCH_BLOCK);
+    size_t n = rows->kernels->set_bits(over, blocks, at);
+    for (size_t i = 0; i < n; i++) __builtin_prefetch(data + at[i] * row_bytes);
+    choice->rescored += n;
+    rows->kernels->dot_rows(scores, choice->q, data, rows->dtype, rows->dim, at, n);
+    for (size_t i = 0; i < n; i++)
+        if (scores[i] >= choice->least) cairn_choice_see_one(choice, (uint32_t)(first + at[i]), scores[i]);
+}
+
+/* Rows of [a, b) without a bound. */
+static void see_loose(const cairn_rows *rows, cairn_choice *choice, const cairn_sketch_chunk *chunk, size_t chunk_first,
+                      size_t a, size_t b)
+{
+    for (size_t i = 0; i < chunk->loose_count; i++) {
+        size_t id = chunk_first + chunk->loose[i];
+        if (id < a || id >= b) continue;
+        float score = rows->kernels->dot(choice->q, chunk->loose_rows + i * rows->dim, rows->dim);
+        choice->rescored++;
+        if (score >= choice->least) cairn_choice_see_one(choice, (uint32_t)id, score);
+    }
+}
+
+void cairn_sketch_scan(const cairn_sketch *sketch, const cairn_rows *rows, cairn_index_scratch *scratch, size_t i0,
+                       size_t n, size_t begin, size_t end)
+{
+    const cairn_sketch_chunk *chunk = &sketch->chunks[begin / CAIRN_CHUNK_ROWS];
+    size_t chunk_first = begin / CAIRN_CHUNK_ROWS * CAIRN_CHUNK_ROWS;
+    int32_t least[CAIRN_SCAN_TOGETHER];
+    uint64_t over[CAIRN_SCAN_TOGETHER * (CAIRN_SPAN_ROWS / CAIRN_SKETCH_BLOCK)];
+    size_t low = end; /* rows of this call: the hull of what is wanted */
+    size_t high = begin;
+    for (size_t j = i0; j < n; j++) {
+        size_t a;
+        size_t b;
+        if (cairn_scan_overlap(&scratch->query[j], begin, end, &a, &b)) {
+            see_loose(rows, &scratch->query[j].choice, chunk, chunk_first, a, b);
+            if (a < low) low = a;
+            if (b > high) high = b;
+        }
+        least[j - i0] = least_sum(&scratch->query[j]);
+    }
+    if (low >= high) return;
+    size_t block = (low - chunk_first) / CAIRN_SKETCH_BLOCK;
+    size_t blocks = (high - chunk_first + CAIRN_SKETCH_BLOCK - 1) / CAIRN_SKETCH_BLOCK - block;
+    rows->kernels->sketch_i8(chunk->rows, block, blocks, sketch->width, scratch->sketch + i0 * sketch->width, least,
+                             n - i0, over);
+    for (size_t j = i0; j < n; j++) {
+        size_t a;
+        size_t b;
+        if (!cairn_scan_overlap(&scratch->query[j], begin, end, &a, &b)) continue;
+        see_rows(rows, scratch, &scratch->query[j].choice, over + (j - i0) * blocks, chunk->bound + block, blocks,
+                 chunk_first + block * CAIRN_SKETCH_BLOCK, a, b);
+    }
+}

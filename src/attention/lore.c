@@ -1,0 +1,121 @@
+/* lore.c - what the last tokens asked for and found, so that the next searches are faster.
+ *
+ * An index learns from queries which dims of its rows tell them apart (cairn_index_learn). The queries of a chunk are
+ * like those of the next one, so some of each chunk are kept until an index has rows enough, and shown to it before the
+ * next chunk's search: never in the chunk that made them, so a first token does not wait for it. And the blocks the
+ * last token chose are likely good for the next one: they give its search a bar to begin with. No choice depends on
+ * either. */
+#include "attention_internal.h"
+
+enum { TEACH_FROM = 64 }; /* tokens: one search in the image costs a 60th of what learning does */
+
+static bool searches(const attn_step *step, uint32_t layer)
+{
+    const cairn_attention_shape *shape = step->shape;
+    return shape->scheme != CAIRN_POSITION_DENSE && !attn_is_local(shape, layer) &&
+           step->policy.scope == CAIRN_SCOPE_TOKEN_HEAD && step->policy.top_k != 0 &&
+           step->policy.top_k != CAIRN_TOP_K_ALL;
+}
+
+attn_lore *attn_lore_of(const attn_step *step, uint32_t layer, uint32_t head)
+{
+    return step->lore != NULL ? &step->lore[(size_t)layer * step->shape->kv_heads + head] : NULL;
+}
+
+void attn_lore_wipe(attn_step *step)
+{
+    size_t n = step->lore != NULL ? (size_t)step->shape->layers * step->shape->kv_heads : 0;
+    for (size_t i = 0; i < n; i++) cairn_free(step->lore[i].queries);
+    cairn_free(step->lore);
+    step->lore = NULL;
+}
+
+/* All heads of a layer have as many rows. */
+static bool may_learn(const attn_step *step, const attn_line *line, uint32_t layer, size_t part)
+{
+    return cairn_index_may_learn(line->parts[part].index[(size_t)layer * step->shape->kv_heads]);
+}
+
+cairn_status attn_lore_keep(attn_step *step, const attn_chunk *chunk, const attn_line *line)
+{
+    const cairn_attention_shape *shape = step->shape;
+    const size_t dim = shape->head_dim;
+    const uint32_t per = shape->heads / shape->kv_heads;
+    bool wanted = false;
+    if (!searches(step, chunk->layer)) return CAIRN_OK;
+    for (size_t p = 0; p < line->n_parts; p++) wanted = wanted || may_learn(step, line, chunk->layer, p);
+    if (!wanted) return CAIRN_OK;
+    if (step->lore == NULL &&
+        (step->lore = cairn_calloc((size_t)shape->layers * shape->kv_heads, sizeof *step->lore)) == NULL)
+        return cairn_fail(CAIRN_NO_MEMORY, "queries of %u layers", (unsigned)shape->layers);
+    uint32_t take = chunk->rows < ATTN_QUERIES_KEPT ? chunk->rows : ATTN_QUERIES_KEPT;
+    const attn_group *group = chunk->groups;
+    for (uint32_t i = 0; i < take; i++) {
+        uint32_t row = (uint32_t)((uint64_t)i * chunk->rows / take);
+        while (row >= group->row0 + group->rows) group++;
+        attn_reach r = attn_reach_of(step, line, chunk->layer, group);
+        if (r.everything || r.k == 0 || r.far_hi <= r.far_lo) continue;
+        size_t position = attn_landmark_position(step, r.far_delta, group->offset0 + (row - group->row0));
+        for (uint32_t h = 0; h < shape->kv_heads; h++) {
+            attn_lore *lore = attn_lore_of(step, chunk->layer, h);
+            if (lore->queries == NULL &&
+                (lore->queries = cairn_alloc_array(ATTN_QUERIES_KEPT, dim * sizeof *lore->queries)) == NULL)
+                return cairn_fail(CAIRN_NO_MEMORY, "queries of layer %u", (unsigned)chunk->layer);
+            attn_turned(step, lore->queries + lore->kept % ATTN_QUERIES_KEPT * dim,
+                        attn_query(step, chunk, h, row, (uint32_t)(lore->kept % per)), position);
+            lore->kept++;
+            lore->tokens += i + 1 < take ? 1 : chunk->rows - take + 1;
+        }
+    }
+    return CAIRN_OK;
+}
+
+typedef struct lesson {
+    attn_step *step;
+    const attn_part *part;
+    uint32_t layer;
+} lesson;
+
+static void teach_item(void *arg, size_t head, size_t worker)
+{
+    lesson *l = arg;
+    const attn_lore *lore = attn_lore_of(l->step, l->layer, (uint32_t)head);
+    cairn_index *index = l->part->index[(size_t)l->layer * l->step->shape->kv_heads + head];
+    size_t n = lore->kept < ATTN_QUERIES_KEPT ? (size_t)lore->kept : ATTN_QUERIES_KEPT;
+    (void)worker;
+    if (cairn_index_may_learn(index)) cairn_index_learn(index, lore->queries, n, l->step->policy.top_k);
+}
+
+void attn_lore_teach(attn_step *step, const attn_chunk *chunk, const attn_line *line)
+{
+    const cairn_attention_shape *shape = step->shape;
+    const attn_lore *lore = attn_lore_of(step, chunk->layer, 0);
+    if (lore == NULL || lore->queries == NULL || lore->tokens < TEACH_FROM) return;
+    for (size_t p = 0; p < line->n_parts; p++) {
+        if (!may_learn(step, line, chunk->layer, p)) continue;
+        /* every layer will want as much */
+        uint64_t rows = (line->parts[p].count + line->parts[p].row0) * shape->kv_heads * shape->layers;
+        if (rows * (shape->head_dim / 2) > step->learn_bytes) continue;
+        lesson l = {step, &line->parts[p], chunk->layer};
+        cairn_pool_run(step->pool, shape->kv_heads, teach_item, &l); /* no memory: the index scans on as it did */
+    }
+}
+
+void attn_lore_hint(const attn_lore *lore, const attn_part *part, cairn_index_scratch *search)
+{
+    uint32_t rows[ATTN_FOUND_KEPT];
+    size_t n = 0;
+    for (size_t i = 0; lore != NULL && i < lore->n_found; i++)
+        if (lore->found[i] >= part->first && lore->found[i] < part->first + part->count)
+            rows[n++] = (uint32_t)(lore->found[i] - part->first) + part->row0;
+    cairn_index_hint(search, rows, n);
+}
+
+void attn_lore_found(attn_lore *lore, const cairn_index_hit *hits, size_t n)
+{
+    for (size_t i = 0; i < n && lore->n_found < ATTN_FOUND_KEPT; i++) {
+        size_t same = 0;
+        while (same < lore->n_found && lore->found[same] != hits[i].id) same++;
+        if (same == lore->n_found) lore->found[lore->n_found++] = hits[i].id;
+    }
+}

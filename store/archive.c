@@ -14,7 +14,7 @@
  *       40     4   block_tokens  C
  *       44     4   dtype
  *       48     8   fingerprint   of the model
- *       56    64   model name    NUL-terminated, zeros after it
+ *       56    64   model name    NUL-terminated, zeros after it; for messages, no part of the identity
  *      120     8   blocks
  *      128     4   tail          T, tokens after the last whole block, < C
  *      132     4   name bytes    N, 1..480

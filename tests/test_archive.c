@@ -309,6 +309,36 @@ static void a_store_of_another_shape_or_model_is_named_beside_the_files(void **s
     hostile_end(&h);
 }
 
+/* Names do not count in a fingerprint: the same model may be called otherwise where the file was made. */
+static void a_file_with_another_name_for_the_same_model_is_taken_and_the_store_keeps_its_own(void **state)
+{
+    (void)state;
+    hostile h = hostile_begin();
+    size_t header = cairn_get_le32(h.data + 12), n;
+    uint8_t *copy = malloc(h.bytes);
+    memcpy(copy, h.data, h.bytes);
+    memset(copy + 56, 0, 64);
+    memcpy(copy + 56, "elsewhere", 9);
+    cairn_put_le64(copy + 184, cairn_hash64_two(copy, 184, copy + 192, header - 192));
+    cairn_put_le64(copy + h.bytes - 8, cairn_hash64(copy, h.bytes - 8));
+    test_write_file(h.bad, copy, h.bytes);
+    cairn_model_id model;
+    assert_ok(cairn_export_peek(h.bad, NULL, &model, NULL));
+    assert_string_equal(model.name, "elsewhere");
+    assert_ok(cairn_context_import(h.fx->store, h.bad, "b", NULL, NULL));
+    check_context(h.fx, "b", 6, 2, 3);
+    assert_string_equal(cairn_store_model(h.fx->store)->name, "fixture");
+    assert_ok(cairn_context_export(h.fx->store, "b", h.bad, NULL, NULL));
+    uint8_t *again = test_read_file(h.bad, &n);
+    assert_int_equal(n, h.bytes);
+    assert_memory_equal(again, h.data, 136); /* the store's name for the model among it; then times */
+    assert_memory_equal(again + header, h.data + header, h.bytes - header - 8);
+    assert_ok(cairn_context_drop(h.fx->store, "b"));
+    free(again);
+    free(copy);
+    hostile_end(&h);
+}
+
 static void names_that_are_taken_and_contexts_that_are_not_there(void **state)
 {
     (void)state;
@@ -394,6 +424,7 @@ int main(void)
         cmocka_unit_test(a_damaged_tile_is_named),
         cmocka_unit_test(what_is_not_an_export_is_refused_by_name),
         cmocka_unit_test(a_store_of_another_shape_or_model_is_named_beside_the_files),
+        cmocka_unit_test(a_file_with_another_name_for_the_same_model_is_taken_and_the_store_keeps_its_own),
         cmocka_unit_test(names_that_are_taken_and_contexts_that_are_not_there),
         cmocka_unit_test(who_is_stopped_leaves_nothing),
         cmocka_unit_test(an_import_stopped_half_way_leaves_the_store_as_it_was),

@@ -291,7 +291,8 @@ CAIRN_API cairn_status cairn_store_compact(cairn_store *store, bool (*progress)(
 /* One context as one file, with hashes; `path` is written beside and renamed. */
 CAIRN_API cairn_status cairn_context_export(cairn_store *store, const char *name, const char *path,
                                             bool (*progress)(void *, uint64_t, uint64_t), void *arg);
-/* Checks the whole file before anything enters the store. The store must have the file's geometry and model. */
+/* Checks the whole file before anything enters the store. The store must have the file's geometry and fingerprint; it
+ * keeps its own name for the model. */
 CAIRN_API cairn_status cairn_context_import(cairn_store *store, const char *path, const char *name,
                                             bool (*progress)(void *, uint64_t, uint64_t), void *arg);
 /* Geometry and model of an export file, to create a store for it. */

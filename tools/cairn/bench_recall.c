@@ -4,12 +4,11 @@
  * the queries of every search are kept as they were searched. Synthetic ones of a larger model's shape (synth.h).
  *
  * Every kind answers the same queries one at a time, head after head, as a step does, and each of its answers is timed
- * beside one of the exact scan ("scan") and judged by the index that scores every row in full precision ("exact"):
- *   recall   share of the exact k best that are among its k
- *   kept     gate mass of its hits as a share of that of the exact k best
- *   mass     gate mass of its hits as a share of that of all landmarks
- * For a model also what comes of it: the same tokens through sessions that search with that kind, and how far their
- * next-token distributions are from those of a session to which every block is visible (Kullback-Leibler, bits).
+ * beside one of the exact scan ("scan"; it has learnt from other queries, as in a session) and judged by the index that
+ * scores every row in full precision ("exact"): recall   share of the exact k best that are among its k kept     gate
+ * mass of its hits as a share of that of the exact k best mass     gate mass of its hits as a share of that of all
+ * landmarks For a model also what comes of it: the same tokens through sessions that search with that kind, and how far
+ * their next-token distributions are from those of a session to which every block is visible (Kullback-Leibler, bits).
  */
 #include "bench.h"
 #include "machine.h"
@@ -23,6 +22,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+enum { LESSON = 64 }; /* queries a scan learns from, beside those it is asked */
 
 static struct {
     bench_flags bench;
@@ -140,7 +141,7 @@ static int synthetic_keys(run_state *r, uint64_t tokens, keys *x)
                 .heads = flags.heads,
                 .n = tokens / like.block_tokens,
                 .m = flags.queries,
-                .cap = flags.queries,
+                .cap = flags.queries + LESSON,
                 .dim = like.head_dim,
                 .dtype = CAIRN_BF16,
                 .k = flags.k};
@@ -153,9 +154,9 @@ static int synthetic_keys(run_state *r, uint64_t tokens, keys *x)
             synth_landmarks(&s, x->n, rows);
             uint16_t *to = (uint16_t *)(void *)x->rows + h * x->n * x->dim;
             for (size_t i = 0; i < x->n * x->dim; i++) to[i] = half_of(rows[i]);
-            for (size_t i = 0; i < x->m; i++)
+            for (size_t i = 0; i < x->cap; i++)
                 synth_search(&s, rows + synth_below(&s, x->n) * x->dim, flags.far,
-                             x->queries + (h * x->m + i) * x->dim);
+                             x->queries + (h * x->cap + i) * x->dim);
         }
         synth_wipe(&s);
         like.seed += 1000003; /* another head */
@@ -215,7 +216,7 @@ static int model_keys(run_state *r, uint64_t tokens, keys *x)
                 .tokens = tokens,
                 .heads = pairs < flags.heads ? pairs : flags.heads,
                 .n = tokens / shape->block_tokens,
-                .cap = flags.queries,
+                .cap = flags.queries + LESSON,
                 .dim = shape->head_dim,
                 .dtype = cairn_landmark_dtype(g->dtype),
                 .kv_heads = shape->kv_heads,
@@ -236,7 +237,7 @@ static int model_keys(run_state *r, uint64_t tokens, keys *x)
     if (code < 0 && st == CAIRN_OK) st = cairn_session_begin(r->b.store, shape, names, 1, &opt, &session);
     if (code < 0 && st == CAIRN_OK) cairn_session_watch(session, take_queries, x);
     if (code < 0 && st == CAIRN_OK) st = cairn_runtime_begin(r->b.model.model, session, 0, &runtime);
-    uint64_t steps = (flags.queries + per - 1) / per;
+    uint64_t steps = (x->cap + per - 1) / per;
     for (uint64_t i = 0; code < 0 && st == CAIRN_OK && i < steps; i++)
         st =
             cairn_runtime_feed(runtime, r->text.tokens + tokens + i, 1, r->dense); /* with logits: the last layer too */
@@ -244,10 +245,10 @@ static int model_keys(run_state *r, uint64_t tokens, keys *x)
     cairn_session_end(session);
     if (code < 0 && st != CAIRN_OK) code = cli_fail_status(r->b.c, st);
     if (code >= 0) return code;
-    x->m = x->cap;
+    x->m = flags.queries;
     for (h = 0; h < x->heads; h++)
-        if (x->have[h] < x->m) x->m = x->have[h];
-    if (x->m < x->cap)
+        if (x->have[h] < x->cap) x->m = 0;
+    if (x->m == 0)
         return cli_fail(r->b.c, EXIT_FAILED, "%llu tokens are too few: nothing is far enough back to be searched for",
                         (unsigned long long)tokens);
     return -1;
@@ -277,6 +278,9 @@ static int set_new(run_state *r, const keys *x, const char *kind, set *out, doub
         cairn_status st = cairn_index_new(kind, (uint32_t)x->dim, x->dtype, &out->index[h]);
         if (st == CAIRN_OK) st = cairn_index_add(out->index[h], x->n, x->rows + h * x->n * row);
         if (st == CAIRN_OK) st = cairn_index_seal(out->index[h], x->n);
+        if (st == CAIRN_OK &&
+            cairn_index_may_learn(out->index[h])) /* as a session lets it, from others than are timed */
+            st = cairn_index_learn(out->index[h], x->queries + (h * x->cap + x->m) * x->dim, LESSON, x->k);
         if (st != CAIRN_OK) return cli_fail_status(r->b.c, st);
         if (cli_stopped()) return cli_fail(r->b.c, EXIT_FAILED, "interrupted while building '%s'", kind);
     }
@@ -331,10 +335,10 @@ static int measure_kind(run_state *r, const keys *x, const set *exact, const set
             cairn_index_mass mass;
             double seconds, scan_seconds, unused;
             /* In turn, so that neither always finds the caches the other left. */
-            if (i % 2 == 0) code = search(r, scan->index[h], scratch, x, q, hits, &found[0], &mass, &scan_seconds);
-            if (code < 0) code = search(r, own.index[h], scratch, x, q, hits + x->k, &found[1], &mass, &seconds);
+            if (i % 2 == 0) code = search(r, scan->index[h], scratch, x, q, hits, &found[0], NULL, &scan_seconds);
+            if (code < 0) code = search(r, own.index[h], scratch, x, q, hits + x->k, &found[1], NULL, &seconds);
             if (code < 0 && i % 2 != 0)
-                code = search(r, scan->index[h], scratch, x, q, hits, &found[0], &mass, &scan_seconds);
+                code = search(r, scan->index[h], scratch, x, q, hits, &found[0], NULL, &scan_seconds);
             if (code < 0) code = search(r, exact->index[h], scratch, x, q, hits + 2 * x->k, &found[2], &mass, &unused);
             if (code >= 0 || i == 0) continue;
             if (!judge(of, hits + x->k, found[1], hits + 2 * x->k, found[2], (double)mass.lse) ||
@@ -474,7 +478,8 @@ static int plan_and_measure(run_state *r, int argc, char **argv)
         code = bench_begin(r->b.c, &flags.bench, true, argc, argv, &r->b);
         const uint32_t C = code < 0 ? r->b.model.shape->block_tokens : 1;
         for (size_t i = 0; i < kinds.n && code < 0; i++) code = index_kind_check(r->b.c, kinds.items[i], &r->b.model);
-        if (code < 0) code = bench_text_open(&r->b, tokens.items[tokens.n - 1] / C * C + flags.queries, &r->text);
+        if (code < 0)
+            code = bench_text_open(&r->b, tokens.items[tokens.n - 1] / C * C + flags.queries + LESSON, &r->text);
         r->dense = code < 0 ? malloc((size_t)flags.queries * r->b.model.info.vocab * sizeof *r->dense) : NULL;
         if (code < 0 && r->dense == NULL) code = no_memory(r);
         for (size_t i = 0; code < 0 && i < tokens.n; i++) {

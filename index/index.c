@@ -68,7 +68,7 @@ cairn_status cairn_index_add(cairn_index *index, size_t n, const void *rows)
 {
     cairn_status st = cairn_rows_add(&index->rows, n, rows);
     if (st == CAIRN_OK && index->sketch.width != 0 && cairn_sketch_extend(&index->sketch, &index->rows) != CAIRN_OK)
-        cairn_sketch_wipe(&index->sketch); /* no memory for it: the rows are there all the same */
+        cairn_index_unlearn(index); /* no memory for it: the rows are there all the same */
     return st;
 }
 
@@ -88,7 +88,7 @@ cairn_status cairn_index_learn(cairn_index *index, const float *queries, size_t 
     if (k > LEARN_ROWS / 8) k = LEARN_ROWS / 8;
     cairn_status st = cairn_sketch_plan(&index->sketch, index, queries, n, k);
     if (st == CAIRN_OK && index->sketch.width != 0) st = cairn_sketch_extend(&index->sketch, &index->rows);
-    if (st != CAIRN_OK) cairn_sketch_wipe(&index->sketch);
+    if (st != CAIRN_OK) cairn_index_unlearn(index);
     return st;
 }
 
@@ -141,6 +141,12 @@ cairn_status cairn_index_load(cairn_index *index, const char *path, uint64_t has
     st = cairn_sealed_load(&index->sealed, &index->kind, index->rows.dim, sealed, path, hash, map);
     if (st == CAIRN_OK) cairn_rows_drop_image(&index->rows, sealed);
     return st;
+}
+
+void cairn_index_unlearn(cairn_index *index)
+{
+    cairn_sketch_wipe(&index->sketch);
+    index->sketch.planned = index->rows.count;
 }
 
 /* ---- searching ---- */

@@ -63,6 +63,12 @@ static void what_was_learnt_changes_no_hit(void **state)
             assert_search_is_a_full_sort(index, queries, 64, 5);
             /* and it is used: of 9,000 rows few are looked at */
             assert_true(rescored(index, &k, 32, 64, 4) < 64 * 9000 / 20);
+            size_t bytes = cairn_index_bytes(index);
+            size_t sketch = index->sketch.bytes;
+            cairn_index_unlearn(index);
+            assert_int_equal(cairn_index_bytes(index), bytes - sketch);
+            assert_false(cairn_index_may_learn(index));
+            assert_search_is_a_full_sort(index, queries, 64, 5);
             cairn_index_free(index);
             keys_free(&k);
         }

@@ -15,7 +15,7 @@
  * Ties break newest (largest id) first; where an approximate FAISS kind decides at the k-th place among equals, the set
  * is what FAISS gives.
  *
- * Threads: searches of one index may run in parallel, each with its own scratch; add, learn, seal,
+ * Threads: searches of one index may run in parallel, each with its own scratch; add, learn, unlearn, seal,
  * load do not overlap with anything.
  */
 #ifndef CAIRN_INDEX_H
@@ -48,6 +48,7 @@ CAIRN_API cairn_status cairn_index_seal(cairn_index *index, size_t upto);
  * on it. may_learn: there are enough rows, and twice as many as last time. NO_MEMORY: nothing was learnt. */
 CAIRN_API bool cairn_index_may_learn(const cairn_index *index);
 CAIRN_API cairn_status cairn_index_learn(cairn_index *index, const float *queries, size_t n, uint32_t k);
+CAIRN_API void cairn_index_unlearn(cairn_index *index);       /* gives its memory back; not to be learnt soon again */
 CAIRN_API size_t cairn_index_bytes(const cairn_index *index); /* heap it holds, rows included */
 /* Row `id` as f32 (dim). */
 CAIRN_API void cairn_index_row(const cairn_index *index, uint32_t id, float *out);

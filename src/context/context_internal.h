@@ -84,6 +84,8 @@ cairn_status landmarks_load_recent(landmark_set *set, cairn_snapshot *snap, cons
 /* Opens a pooled part at the end, for the session's own blocks, if the last one cannot take them. */
 cairn_status landmarks_open_tail(landmark_set *set, uint64_t first, const char *kind);
 size_t landmarks_bytes(const landmark_set *set);
+/* Gives back what the indexes hold beyond their rows. */
+void landmarks_unlearn(landmark_set *set);
 cairn_status recent_reserve(attn_recent *recent, const cairn_geometry *geometry, uint64_t capacity);
 void recent_put(attn_recent *recent, const cairn_geometry *geometry, uint64_t block, uint32_t head, const float *row);
 

@@ -285,6 +285,13 @@ cairn_status landmarks_load(landmark_set *set, cairn_store *store, cairn_snapsho
     return st;
 }
 
+void landmarks_unlearn(landmark_set *set)
+{
+    for (size_t p = 0; p < set->n_parts; p++)
+        for (size_t i = 0; i < n_heads(set); i++)
+            if (set->parts[p].index[i] != NULL) cairn_index_unlearn(set->parts[p].index[i]);
+}
+
 size_t landmarks_bytes(const landmark_set *set)
 {
     size_t bytes = 0;

@@ -165,6 +165,13 @@ cairn_status session_budget(cairn_session *s)
     uint64_t used = landmarks + own + s->own.data_bytes;
     uint64_t rest = s->opt.ram_bytes > used ? s->opt.ram_bytes - used : 0;
     bool tier = cairn_fetch_mode_used(s->fetch) == CAIRN_FETCH_READ;
+    if (rest < (tier ? TIER_LEAST : 1)) { /* what makes searches faster goes first */
+        landmarks_unlearn(&s->landmarks);
+        uint64_t less = landmarks - landmarks_bytes(&s->landmarks);
+        landmarks -= less;
+        used -= less;
+        rest = s->opt.ram_bytes > used ? s->opt.ram_bytes - used : 0;
+    }
     if (rest < (tier ? TIER_LEAST : 1))
         return cairn_fail(CAIRN_NO_MEMORY, "ram budget of %llu bytes: landmark rows take %llu, own blocks %llu%s",
                           (unsigned long long)s->opt.ram_bytes, (unsigned long long)landmarks,

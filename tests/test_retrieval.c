@@ -142,11 +142,11 @@ static void equal_landmarks_are_chosen_newest_first_whatever_the_threads_and_chu
     }
 }
 
-/* Long enough for the indexes to learn from the session's queries, twice; then token by token, with hints. */
+/* Long enough for the indexes to learn from the session's queries; then token by token, with hints. */
 static void what_a_session_lets_its_indexes_learn_changes_no_bit(void **state)
 {
     (void)state;
-    enum { BLOCKS = 4600, B = 5, D = 32, TAIL = 40 };
+    enum { BLOCKS = 2400, B = 5, D = 32, TAIL = 40 };
     test_random r = {28};
     world w;
     record recs[2];
@@ -155,7 +155,7 @@ static void what_a_session_lets_its_indexes_learn_changes_no_bit(void **state)
     w.shape.rope_dims = 2;
     w.shape.clamp_blocks = 2;
     w.shape.window_blocks = 1;
-    for (size_t i = 0; i < w.rows * 2 * D; i++) w.k[0][i] /= 1 + (float)(i % D); /* few directions */
+    for (size_t i = 0; i < w.rows * 2 * D; i++) w.k[0][i] /= 1 + 3 * (float)(i % D); /* few directions */
     for (size_t run = 0; run < 2; run++) {
         record_init(&recs[run], &w, 3);
         session_spec session = {.top_k = 3, .threads = 2, .index_kind = run == 0 ? "scan" : "exact"};
@@ -163,13 +163,14 @@ static void what_a_session_lets_its_indexes_learn_changes_no_bit(void **state)
         assert_ok(cairn_session_trace_enable(s, true));
         world_feed(&w, s, 0, w.rows - TAIL, 500, &r, &recs[run]);
         world_feed(&w, s, w.rows - TAIL, w.rows, 1, &r, &recs[run]);
+        size_t learnt = 0; /* heads; of random ones not each finds that it pays */
         for (size_t h = 0; h < 2; h++) {
             const cairn_index *index = s->landmarks.parts[0].index[h];
-            assert_int_equal(index->sketch.width != 0, run == 0);
-            assert_in_range(index->sketch.planned, run == 0 ? 4096 : 0, BLOCKS);
-            assert_int_equal(index->sketch.count, run == 0 ? BLOCKS : 0);
+            learnt += index->sketch.width != 0 && index->sketch.count == BLOCKS;
+            assert_in_range(index->sketch.planned, run == 0 ? 2048 : 0, run == 0 ? BLOCKS : 0);
             if (run == 0) assert_in_range(s->step.lore[h].n_found, 3, ATTN_FOUND_KEPT);
         }
+        assert_int_equal(learnt != 0, run == 0);
         cairn_session_end(s);
     }
     record_same(&recs[0], &recs[1], 0, w.rows);

@@ -34,44 +34,43 @@ static void what_was_learnt_changes_no_hit(void **state)
     const uint32_t dims[] = {16, 32, 50, 64, 128};
     const cairn_dtype dtypes[] = {CAIRN_F16, CAIRN_BF16, CAIRN_F32};
     test_random r = {50};
-    for (size_t d = 0; d < 5; d++)
-        for (size_t t = 0; t < 3; t++) {
-            keys k = keys_of_few_directions(50 + d, 9000, 96, dims[d], dtypes[t]);
-            cairn_index *index = NULL;
-            assert_ok(cairn_index_new("scan", k.dim, k.dtype, &index));
-            assert_ok(cairn_index_add(index, 2047, k.rows));
-            assert_false(cairn_index_may_learn(index));
-            assert_ok(cairn_index_add(index, 3000, key_at(&k, 2047)));
-            assert_true(cairn_index_may_learn(index));
-            assert_ok(cairn_index_learn(index, k.q, 32, 4));
-            assert_false(cairn_index_may_learn(index));
-            assert_true(index->sketch.width != 0);
-            for (size_t n = 5047; n < 9000; n += 13) /* rows that come later are in it at once */
-                assert_ok(cairn_index_add(index, 9000 - n < 13 ? 9000 - n : 13, key_at(&k, n)));
-            assert_int_equal(index->sketch.count, 9000);
-            cairn_index_query queries[64];
-            for (size_t i = 0; i < 64; i++) queries[i] = (cairn_index_query){k.q + (32 + i) * k.dim, 0, 9000};
-            const uint32_t ks[] = {1, 4, 16, 200};
-            for (size_t i = 0; i < 4; i++) {
-                assert_search_is_a_full_sort(index, queries, 64, ks[i]);
-                for (size_t j = 0; j < 4; j++) assert_search_is_a_full_sort(index, queries + j, 1, ks[i]);
-            }
-            for (size_t i = 0; i < 64; i++) {
-                queries[i].lo = test_random_below(&r, 9001);
-                queries[i].hi = test_random_below(&r, 9001);
-            }
-            assert_search_is_a_full_sort(index, queries, 64, 5);
-            /* and it is used: of 9,000 rows few are looked at */
-            assert_true(rescored(index, &k, 32, 64, 4) < 64 * 9000 / 20);
-            size_t bytes = cairn_index_bytes(index);
-            size_t sketch = index->sketch.bytes;
-            cairn_index_unlearn(index);
-            assert_int_equal(cairn_index_bytes(index), bytes - sketch);
-            assert_false(cairn_index_may_learn(index));
-            assert_search_is_a_full_sort(index, queries, 64, 5);
-            cairn_index_free(index);
-            keys_free(&k);
+    for (size_t d = 0; d < 5; d++) {
+        keys k = keys_of_few_directions(50 + d, 9000, 96, dims[d], dtypes[d % 3]);
+        cairn_index *index = NULL;
+        assert_ok(cairn_index_new("scan", k.dim, k.dtype, &index));
+        assert_ok(cairn_index_add(index, 2047, k.rows));
+        assert_false(cairn_index_may_learn(index));
+        assert_ok(cairn_index_add(index, 3000, key_at(&k, 2047)));
+        assert_true(cairn_index_may_learn(index));
+        assert_ok(cairn_index_learn(index, k.q, 32, 4));
+        assert_false(cairn_index_may_learn(index));
+        assert_true(index->sketch.width != 0);
+        for (size_t n = 5047; n < 9000; n += 13) /* rows that come later are in it at once */
+            assert_ok(cairn_index_add(index, 9000 - n < 13 ? 9000 - n : 13, key_at(&k, n)));
+        assert_int_equal(index->sketch.count, 9000);
+        cairn_index_query queries[64];
+        for (size_t i = 0; i < 64; i++) queries[i] = (cairn_index_query){k.q + (32 + i) * k.dim, 0, 9000};
+        const uint32_t ks[] = {4, 200};
+        for (size_t i = 0; i < 2; i++) {
+            assert_search_is_a_full_sort(index, queries, 64, ks[i]);
+            for (size_t j = 0; j < 4; j++) assert_search_is_a_full_sort(index, queries + j, 1, ks[i]);
         }
+        for (size_t i = 0; i < 64; i++) {
+            queries[i].lo = test_random_below(&r, 9001);
+            queries[i].hi = test_random_below(&r, 9001);
+        }
+        assert_search_is_a_full_sort(index, queries, 64, 5);
+        /* and it is used: of 9,000 rows few are looked at */
+        assert_true(rescored(index, &k, 32, 64, 4) < 64 * 9000 / 20);
+        size_t bytes = cairn_index_bytes(index);
+        size_t sketch = index->sketch.bytes;
+        cairn_index_unlearn(index);
+        assert_int_equal(cairn_index_bytes(index), bytes - sketch);
+        assert_false(cairn_index_may_learn(index));
+        assert_search_is_a_full_sort(index, queries, 64, 5);
+        cairn_index_free(index);
+        keys_free(&k);
+    }
 }
 
 /* Tables of lesser processors make other bounds of the same numbers. */

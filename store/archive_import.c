@@ -28,6 +28,10 @@ static cairn_status check_block(const archive *a, const char *path, uint32_t num
         if (view.dtype != g->dtype)
             return cairn_fail(CAIRN_CORRUPT, "%s: block %u: a tile of %s in a file of %s", path, number,
                               cairn_dtype_name(view.dtype), cairn_dtype_name(g->dtype));
+        uint64_t first = (uint64_t)number * g->block_tokens;
+        if (store_tile_first_token(p) != first)
+            return cairn_fail(CAIRN_CORRUPT, "%s: block %u: a tile begins at token %" PRIu64 ", expected %" PRIu64,
+                              path, number, store_tile_first_token(p), first);
         if (tiles != NULL) memcpy(tiles + i * tile_payload, p + TILE_HEADER_BYTES, tile_payload);
     }
     return CAIRN_OK;

@@ -236,6 +236,7 @@ cairn_status store_tile_check(const cairn_store *store, cairn_tile_id id, const 
 /* The same without a store. Only header_bytes of the record need be there unless the hash is asked for. */
 cairn_status store_tile_parse(const cairn_geometry *geometry, uint32_t page_bytes, cairn_tile_id id, const void *record,
                               size_t header_bytes, size_t bytes, bool verify_hash, cairn_tile_view *out);
+uint64_t store_tile_first_token(const void *record); /* of a parsed one */
 
 /* The counters behind new ids: the "ids" record of `meta`. Ids start at 1 and are never used twice. */
 cairn_status store_ids_get(cairn_store *store, MDB_txn *txn, uint64_t *next_context, uint64_t *next_segment);

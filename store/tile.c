@@ -327,6 +327,11 @@ cairn_status store_tile_parse(const cairn_geometry *geometry, uint32_t page_byte
     return CAIRN_OK;
 }
 
+uint64_t store_tile_first_token(const void *record)
+{
+    return cairn_get_le64((const uint8_t *)record + TILE_FIRST);
+}
+
 cairn_status store_tile_check(const cairn_store *store, cairn_tile_id id, const void *record, size_t bytes,
                               bool verify_hash, cairn_tile_view *out)
 {

@@ -268,6 +268,29 @@ static void a_damaged_tile_is_named(void **state)
     hostile_end(&h);
 }
 
+/* Everything right but the place a tile says it has in the stream. */
+static void a_tile_of_another_place_is_refused_with_both(void **state)
+{
+    (void)state;
+    hostile h = hostile_begin();
+    size_t header = cairn_get_le32(h.data + 12);
+    size_t block = cairn_get_le64(h.data + 176);
+    size_t bytes = fixture_tile_bytes(h.fx);
+    uint8_t *tile = h.data + header + 2 * block - (48 + bytes); /* the last one of block 1 */
+    uint64_t first = cairn_get_le64(tile + 16);
+    assert_int_equal(first, cairn_store_geometry(h.fx->store)->block_tokens);
+    cairn_put_le64(tile + 16, first + 7);
+    cairn_put_le64(tile + 32, cairn_hash64_two(tile, 32, tile + 48, bytes));
+    cairn_put_le64(h.data + h.bytes - 8, cairn_hash64(h.data, h.bytes - 8));
+    refuse(&h, h.data, h.bytes);
+    test_write_file(h.bad, h.data, h.bytes);
+    assert_int_equal(cairn_context_import(h.fx->store, h.bad, "bad", NULL, NULL), CAIRN_CORRUPT);
+    char sentence[100];
+    snprintf(sentence, sizeof sentence, "block 1: a tile begins at token %d, expected %d", (int)first + 7, (int)first);
+    assert_non_null(strstr(cairn_last_error(), sentence));
+    hostile_end(&h);
+}
+
 static void what_is_not_an_export_is_refused_by_name(void **state)
 {
     (void)state;
@@ -422,6 +445,7 @@ int main(void)
         cmocka_unit_test(bytes_after_the_end_are_refused),
         cmocka_unit_test(lying_headers_are_refused),
         cmocka_unit_test(a_damaged_tile_is_named),
+        cmocka_unit_test(a_tile_of_another_place_is_refused_with_both),
         cmocka_unit_test(what_is_not_an_export_is_refused_by_name),
         cmocka_unit_test(a_store_of_another_shape_or_model_is_named_beside_the_files),
         cmocka_unit_test(a_file_with_another_name_for_the_same_model_is_taken_and_the_store_keeps_its_own),

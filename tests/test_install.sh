@@ -49,14 +49,16 @@ with_pkg_config() { # $1: shared or static
     mkdir -p "$tmp/pc" && quiet "$cc" -std=c11 -Wall -Wextra -Werror $flags -o "$tmp/pc/ask_$1"
 }
 
-# A text of this tree with a sentence in its middle that no window at its end can see.
+# A text that stays as it is, with a sentence in its middle that no window at its end can see: one of this tree would put
+# the sentence elsewhere in its block with every edit, and the model answers right in 98 of 100 places.
+book=/usr/share/common-licenses/GPL-3
+[ -f "$book" ] || book=docs/design.md
 answer=40917
 question='
 What is the pass key? The pass key is '
 ingests() {
-    cat docs/design.md include/cairn/*.h >"$tmp/all"
-    local half=$(($(stat -c %s "$tmp/all") / 2))
-    { head -c $half "$tmp/all"; printf '\nThe pass key is %s. Remember it. %s is the pass key.\n' $answer $answer; tail -c +$((half + 1)) "$tmp/all"; } >"$tmp/text"
+    local half=$(($(stat -Lc %s "$book") / 2))
+    { head -c $half "$book"; printf '\nThe pass key is %s. Remember it. %s is the pass key.\n' $answer $answer; tail -c +$((half + 1)) "$book"; } >"$tmp/text"
     quiet "$prefix/bin/cairn" ingest "$tmp/store" -m models/cairn-tiny-f16.gguf -c text "$tmp/text"
 }
 answers() {

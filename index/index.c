@@ -187,8 +187,12 @@ void cairn_index_scratch_free(cairn_index_scratch *scratch)
 
 void cairn_index_hint(cairn_index_scratch *scratch, const uint32_t *rows, size_t n)
 {
-    scratch->n_hints = n < CAIRN_EXACT_ROWS ? n : CAIRN_EXACT_ROWS;
-    memcpy(scratch->hints, rows, scratch->n_hints * sizeof *rows);
+    scratch->n_hints = 0;
+    for (size_t i = 0; i < n && scratch->n_hints < CAIRN_EXACT_ROWS; i++) {
+        size_t same = 0;
+        while (same < scratch->n_hints && scratch->hints[same] != rows[i]) same++; /* k different rows make a bar */
+        if (same == scratch->n_hints) scratch->hints[scratch->n_hints++] = rows[i];
+    }
 }
 
 static cairn_status scratch_reserve(cairn_index_scratch *scratch, const cairn_rows *rows, size_t choices_bytes)

@@ -247,6 +247,11 @@ static void hints_change_no_hit_and_save_looks(void **state)
                 assert_int_equal(hits[h].id, all[h].id);
                 assert_true(hits[h].score == all[h].score);
             }
+            const uint32_t one[] = {all[0].id, all[0].id, all[0].id, all[0].id}; /* is no bar for four */
+            if (hinted) cairn_index_hint(scratch, one, 4);
+            assert_ok(cairn_index_search(index, scratch, &query, 1, 4, hits, &found, NULL));
+            assert_int_equal(found, 4);
+            for (size_t h = 0; h < 4; h++) assert_int_equal(hits[h].id, all[h].id);
             query.hi = 40; /* hints hold for one search, and rows out of range for none */
             assert_ok(cairn_index_search(index, scratch, &query, 1, 4, hits, &found, NULL));
             assert_int_equal(found, 4);

@@ -14,6 +14,16 @@ def cairn(command, *args, progress=False):
     return json.loads(run.stdout)
 
 
+def drop_cache(store):
+    """The kernel forgets the pages of the store's files."""
+    os.sync()
+    for base, _, files in os.walk(store):
+        for name in files:
+            fd = os.open(os.path.join(base, name), os.O_RDONLY)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(fd)
+
+
 def kept(path, measure):
     """What `measure` gave, from the file `path` if it was measured before."""
     if not os.path.exists(path):

@@ -14,9 +14,12 @@ model; from 1.7 million on it is a dictionary's prose (the default, 2,000,000).
 """
 import argparse, json, os, platform, random, shutil, statistics, subprocess, sys, tempfile, time
 
+sys.dont_write_bytecode = True
+import driver
+
 MIB = 1 << 20
 QUESTION = "\nWhat is the pass key? The pass key is "
-root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+root = driver.root
 MODEL = os.path.join(root, "models", "cairn-tiny-f16.gguf")
 
 ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -50,24 +53,12 @@ def text(nbytes, depth, key, skip=0):
 
 
 def cairn(*args):
-    run = subprocess.run([opt.cairn, *args, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    if run.returncode != 0:
-        sys.exit(f"{' '.join(args[:3])}: exit {run.returncode}: {run.stdout.decode()}{run.stderr.decode()}")
-    return json.loads(run.stdout)
-
-
-def drop_cache(store):
-    os.sync()
-    for base, _, files in os.walk(store):
-        for name in files:
-            fd = os.open(os.path.join(base, name), os.O_RDONLY)
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.close(fd)
+    return driver.cairn(opt.cairn, *args)
 
 
 def ask(store, names, fetch, cold):
     if cold:
-        drop_cache(store)
+        driver.drop_cache(store)
     t = time.monotonic()
     out = cairn("ask", store, "-m", MODEL, "-c", names, "-n", "8", "--stop", ".", "--fetch", fetch, "--ram", opt.ram, QUESTION)
     out["wall_seconds"] = time.monotonic() - t

@@ -12,8 +12,11 @@ What is asked must stay within 1 GiB of VmHWM. The store is deleted at the end u
 """
 import argparse, json, os, random, shutil, signal, statistics, subprocess, sys, time
 
+sys.dont_write_bytecode = True
+import driver
+
 MIB = 1 << 20
-root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+root = driver.root
 MODEL = os.path.join(root, "models", "cairn-tiny-f16.gguf")
 
 ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -50,33 +53,23 @@ def make_text():
         f.write(book[at:])
 
 
-def cairn(*args, stop_after=None):
-    p = subprocess.Popen([opt.cairn, *args, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+def read_on():
+    """Ingests, for --minutes if it was given. The exit code, and what was said."""
+    p = subprocess.Popen([opt.cairn, "ingest", store, "-m", MODEL, "-c", "book", source, "--fetch", "read", "--ram", opt.ram,
+                          "--json"], stdout=subprocess.PIPE)
     try:
-        out, err = p.communicate(timeout=stop_after)
+        out = p.communicate(timeout=opt.minutes * 60 if opt.minutes else None)[0]
     except subprocess.TimeoutExpired:
-        p.send_signal(signal.SIGINT)
-        out, err = p.communicate()
-    said = json.loads(out) if out else {}
-    if p.returncode != 0 and stop_after is None:
-        sys.exit(f"{' '.join(args[:3])}: exit {p.returncode}: {out.decode()}{err.decode()}")
-    return p.returncode, said
-
-
-def drop_cache():
-    os.sync()
-    for base, _, files in os.walk(store):
-        for name in files:
-            fd = os.open(os.path.join(base, name), os.O_RDONLY)
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.close(fd)
+        p.send_signal(signal.SIGINT) # it stores what is whole
+        out = p.communicate()[0]
+    return p.returncode, json.loads(out)
 
 
 def ask(i, cold, *more):
     if cold:
-        drop_cache()
+        driver.drop_cache(store)
     question = f"\nWhat is the pass key of {names[i]}? The pass key of {names[i]} is "
-    return cairn("ask", store, "-m", MODEL, "-c", "book", "--fetch", "read", "--ram", opt.ram, *more, question)[1]
+    return driver.cairn(opt.cairn, "ask", store, "-m", MODEL, "-c", "book", "--fetch", "read", "--ram", opt.ram, *more, question)
 
 
 def plain(n):
@@ -92,15 +85,14 @@ runs = json.load(open(journal)) if os.path.exists(journal) else []
 if not os.path.exists(source):
     make_text()
 began = time.monotonic()
-code, made = cairn("ingest", store, "-m", MODEL, "-c", "book", source, "--fetch", "read", "--ram", opt.ram,
-                   stop_after=opt.minutes * 60 if opt.minutes else None)
+code, made = read_on()
 runs.append({"seconds": time.monotonic() - began, "exit": code, "said": made})
 json.dump(runs, open(journal, "w"), indent=1)
-have = next(c for c in cairn("list", store)[1]["contexts"] if c["name"] == "book")["tokens"]
+have = next(c for c in driver.cairn(opt.cairn, "list", store)["contexts"] if c["name"] == "book")["tokens"]
 print(f"{have:,} of {opt.tokens:,} tokens after {sum(r['seconds'] for r in runs) / 60:.1f} minutes in {len(runs)} "
       f"runs; this one: {json.dumps(made)}", flush=True)
 if code != 0:
-    sys.exit("not all is read yet: run it again" if opt.minutes else 1)
+    sys.exit("not all is read yet: run it again")
 
 asks = [(i, cold, ask(i, cold, "-n", "8", "--stop", ".")) for cold in (True, False) for i in range(opt.keys)]
 alone = min(plain(1)[0] for _ in range(3))

@@ -203,7 +203,7 @@ static cairn_status scratch_reserve(cairn_index_scratch *scratch, const cairn_ro
         scratch->scale = cairn_calloc(CAIRN_SCAN_BATCH, sizeof *scratch->scale);
         scratch->scores = cairn_alloc_array(2 * CAIRN_SCAN_TOGETHER * CAIRN_SCORE_ROW, sizeof *scratch->scores);
         scratch->over = cairn_alloc_array(CAIRN_SPAN_ROWS + 2, sizeof *scratch->over);
-        scratch->wide = cairn_alloc_array((CAIRN_EXACT_ROWS + 1) * (size_t)rows->dim, sizeof *scratch->wide);
+        scratch->wide = cairn_alloc_array(CAIRN_EXACT_ROWS * (size_t)rows->dim, sizeof *scratch->wide);
         scratch->sketch = cairn_calloc(CAIRN_SCAN_BATCH, CAIRN_SKETCH_WIDTH_MAX);
         scratch->turned = cairn_alloc_array(rows->dim, sizeof *scratch->turned);
         if (scratch->sketch == NULL || scratch->turned == NULL || scratch->image == NULL || scratch->scale == NULL ||
@@ -259,7 +259,6 @@ static void query_begin(const cairn_index *index, cairn_index_scratch *scratch, 
     choice->bounds = (float *)(void *)own;
     choice->candidates =
         (cairn_candidate *)(void *)(own + choice_bytes(most) - cairn_choice_room(most) * sizeof(cairn_candidate));
-    choice->wide = scratch->wide + CAIRN_EXACT_ROWS * (size_t)index->rows.dim;
     choice->want_mass = mass;
     cairn_choice_begin(choice);
 }
@@ -355,6 +354,5 @@ cairn_status cairn_index_search(const cairn_index *index, cairn_index_scratch *s
 
 void cairn_index_scores(const cairn_index *index, const float *q, uint32_t lo, uint32_t hi, float *out)
 {
-    float wide[DIM_MAX];
-    for (size_t id = lo; id < hi; id++) out[id - lo] = cairn_exact_score(&index->rows, q, id, wide);
+    for (size_t id = lo; id < hi; id++) out[id - lo] = cairn_exact_score(&index->rows, q, id);
 }

@@ -19,6 +19,7 @@
 
 #include "kernels_internal.h"
 
+#include <math.h>
 #include <stdio.h>
 
 /* ---- rows ---- */
@@ -76,6 +77,12 @@ void cairn_rows_widen(const cairn_rows *rows, size_t first, size_t n, float *out
 static inline double cairn_rounding(uint32_t dim)
 {
     return ((double)dim + 16) * 0x1p-23;
+}
+static inline double cairn_norm(const float *x, size_t n)
+{
+    double squares = 0;
+    for (size_t j = 0; j < n; j++) squares += (double)x[j] * (double)x[j];
+    return sqrt(squares);
 }
 /* How a row's image and a query's speak of their errors: see rows.c. */
 #define CAIRN_SLACK_STEP 16.0
@@ -135,7 +142,6 @@ typedef struct cairn_choice {
     float least;   /* the k-th best lower bound so far, -inf before there are k: who cannot reach it is out */
     float *bounds; /* (k) heap of the best lower bounds, smallest first */
     cairn_candidate *candidates; /* (room) */
-    float *wide;                 /* (dim) scratch */
     bool want_mass;
     cairn_running_mass mass;
     uint64_t rescored; /* rows scored in full precision one by one */
@@ -174,7 +180,7 @@ uint32_t cairn_choice_finish(cairn_choice *choice, cairn_index_hit *hits);
 cairn_index_mass cairn_choice_mass(const cairn_choice *choice);
 
 /* query . row in full precision; what is not a number ranks last. */
-float cairn_exact_score(const cairn_rows *rows, const float *q, size_t id, float *wide);
+float cairn_exact_score(const cairn_rows *rows, const float *q, size_t id);
 
 /* ---- scanning ---- */
 

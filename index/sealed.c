@@ -174,7 +174,7 @@ static void accept(const cairn_sealed *sealed, const cairn_kind *kind, const cai
     for (size_t i = 0; i < asked; i++) {
         if (ids[i] < (int64_t)query->from || ids[i] >= (int64_t)end) continue;
         found[n].id = (uint32_t)ids[i];
-        found[n].score = cairn_exact_score(rows, query->q, found[n].id, query->choice.wide);
+        found[n].score = cairn_exact_score(rows, query->q, found[n].id);
         n++;
     }
     query->choice.rescored += n;

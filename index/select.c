@@ -129,23 +129,18 @@ cairn_index_mass cairn_choice_mass(const cairn_choice *c)
 
 /* ---- candidates ---- */
 
-float cairn_exact_score(const cairn_rows *rows, const float *q, size_t id, float *wide)
+float cairn_exact_score(const cairn_rows *rows, const float *q, size_t id)
 {
-    const void *row = cairn_rows_at(rows, id);
+    const uint32_t at = 0;
     float score;
-    if (rows->dtype == CAIRN_F32) {
-        score = rows->kernels->dot(q, row, rows->dim);
-    } else {
-        rows->kernels->widen(wide, row, rows->dtype, rows->dim);
-        score = rows->kernels->dot(q, wide, rows->dim);
-    }
+    rows->kernels->dot_rows(&score, q, cairn_rows_at(rows, id), rows->dtype, rows->dim, &at, 1);
     return isnan(score) ? -INFINITY : score;
 }
 
 static void make_exact(cairn_choice *c, cairn_candidate *candidate)
 {
     if (candidate->exact) return;
-    float score = cairn_exact_score(c->rows, c->q, candidate->id, c->wide);
+    float score = cairn_exact_score(c->rows, c->q, candidate->id);
     if (c->want_mass) mass_move(c, candidate, score);
     candidate->score = score;
     candidate->highest = score;

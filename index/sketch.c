@@ -137,13 +137,6 @@ cairn_status cairn_sketch_extend(cairn_sketch *sketch, const cairn_rows *rows)
     return CAIRN_OK;
 }
 
-static double norm_of(const float *x, size_t n)
-{
-    double squares = 0;
-    for (size_t j = 0; j < n; j++) squares += (double)x[j] * (double)x[j];
-    return sqrt(squares);
-}
-
 static void prepare_one(const cairn_sketch *sketch, const cairn_rows *rows, cairn_index_scratch *scratch, size_t at)
 {
     cairn_scan_query *query = &scratch->query[at];
@@ -160,8 +153,8 @@ static void prepare_one(const cairn_sketch *sketch, const cairn_rows *rows, cair
         parts[j] = (double)z[j] * (double)sketch->step[j];
         most = fmax(most, fabs(parts[j]));
     }
-    double head = norm_of(z, kept) * sketch->head_weight;
-    double tail = norm_of(z + kept, dim - kept);
+    double head = cairn_norm(z, kept) * sketch->head_weight;
+    double tail = cairn_norm(z + kept, dim - kept);
     double slack = sqrt(head * head + tail * tail) * sketch->slack_step * 1.000001;
     double unit = fmax(most, slack) / 126.9;
     if (!(unit > 1e-30 && unit < 1e30)) return;

@@ -37,7 +37,8 @@ typedef struct plan {
     cairn_sketch *sketch;
     const cairn_index *index;
     uint32_t dim;
-    const float *queries;
+    const float *queries; /* (n_queries, dim) */
+    float *asked;         /* (n_queries, dim) z */
     size_t n_queries;
     uint32_t k;
     size_t n_rows;     /* of the sample */
@@ -119,45 +120,33 @@ static bool balance(plan *p, const float *queries, size_t n)
     return true;
 }
 
-static void turn_rows(plan *p)
+/* The sample's rows and the queries, turned. */
+static void turn(plan *p)
 {
-    cairn_gemm_nt(p->n_rows, p->dim, p->dim, p->rows, p->dim, p->sketch->to_row, p->dim, p->turned, p->dim);
-    for (size_t j = 0; j < p->dim; j++) {
+    const uint32_t dim = p->dim;
+    cairn_gemm_nt(p->n_rows, dim, dim, p->rows, dim, p->sketch->to_row, dim, p->turned, dim);
+    cairn_gemm_nt(p->n_queries, dim, dim, p->queries, dim, p->sketch->to_query, dim, p->asked, dim);
+    for (size_t j = 0; j < dim; j++) {
         double squares = 0;
         for (size_t r = 0; r < p->n_rows; r++)
-            squares += (double)p->turned[r * p->dim + j] * (double)p->turned[r * p->dim + j];
+            squares += (double)p->turned[r * dim + j] * (double)p->turned[r * dim + j];
         p->deviation[j] = sqrt(squares / (double)p->n_rows);
     }
 }
 
-/* How many of the sample's rows each width lets through, of one query whose k-th best score is `bar`. */
-static void count_passing(const plan *p, const float *q, double bar, size_t step, uint64_t passed[N_WIDTHS])
+/* How many of the sample's rows each width lets through, of one turned query whose k-th best score is `bar`. */
+static void count_passing(const plan *p, const float *z, double bar, size_t step, uint64_t passed[N_WIDTHS])
 {
     const uint32_t dim = p->dim;
-    const cairn_kernels *kernels = p->index->rows.kernels;
-    float z[CAIRN_SKETCH_WIDTH_MAX];
     double tail[N_WIDTHS];
-    double head[N_WIDTHS];
-    double blur[N_WIDTHS] = {0}; /* what rounding to levels adds to the bound */
-    double sum = 0;
-    double rest = 0;
+    double blur[N_WIDTHS]; /* what rounding to levels adds to the bound */
     size_t w = 0;
-    for (size_t j = 0; j < dim; j++) {
-        float x = kernels->dot(p->sketch->to_query + j * dim, q, dim);
-        if (j < CAIRN_SKETCH_WIDTH_MAX) z[j] = x;
-        rest += (double)x * (double)x;
-    }
-    double levels = 0;
-    for (size_t j = 0; w < N_WIDTHS && WIDTHS[w] - 1 < dim; j++) {
-        if (j == WIDTHS[w] - 1) {
-            head[w] = sqrt(sum);
-            tail[w] = sqrt(fmax(rest - sum, 0));
-            blur[w] = head[w] * 0.29 * sqrt(levels);
-            w++;
-        }
-        sum += (double)z[j < CAIRN_SKETCH_WIDTH_MAX ? j : 0] * (double)z[j < CAIRN_SKETCH_WIDTH_MAX ? j : 0];
-        double level = p->deviation[j] * LEVELS / 127;
-        levels += level * level;
+    for (; w < N_WIDTHS && WIDTHS[w] < dim; w++) {
+        const size_t kept = WIDTHS[w] - 1;
+        double levels = 0;
+        for (size_t j = 0; j < kept; j++) levels += pow(p->deviation[j] * LEVELS / 127, 2) / 12;
+        tail[w] = cairn_norm(z + kept, dim - kept);
+        blur[w] = cairn_norm(z, kept) * sqrt(levels);
     }
     for (size_t r = 0; r < p->n_rows; r += step) {
         const float *y = p->turned + r * dim;
@@ -188,16 +177,17 @@ static cairn_status choose_width(plan *p, uint32_t *out)
     cairn_index_hit *hits = cairn_alloc_array(p->k, sizeof *hits);
     cairn_status st = hits != NULL ? cairn_index_scratch_new(&scratch) : cairn_fail(CAIRN_NO_MEMORY, "sketch");
     *out = 0;
-    turn_rows(p);
+    turn(p);
     for (size_t i = 0; i < asked && st == CAIRN_OK; i++) {
-        const float *q = p->queries + (half + i * (p->n_queries - half) / asked) * dim;
+        const size_t at = (half + i * (p->n_queries - half) / asked) * dim;
+        const float *q = p->queries + at;
         cairn_index_query query = {q, 0, (uint32_t)index->rows.count};
         uint32_t found = 0;
         st = cairn_index_search(index, scratch, &query, 1, p->k, hits, &found, NULL);
         if (st != CAIRN_OK || found == 0) break;
         double bias = 0;
         for (size_t j = 0; j < dim; j++) bias += (double)q[j] * (double)p->sketch->center[j];
-        count_passing(p, q, (double)hits[found - 1].score - bias, step, passed);
+        count_passing(p, p->asked + at, (double)hits[found - 1].score - bias, step, passed);
     }
     cairn_index_scratch_free(scratch);
     cairn_free(hits);
@@ -227,13 +217,6 @@ static double farthest(const tally *t, size_t n)
     return mean + FARTHEST * sqrt(fmax(t->squares / (double)n - mean * mean, 0));
 }
 
-static double norm_of(const float *x, size_t n)
-{
-    double squares = 0;
-    for (size_t j = 0; j < n; j++) squares += (double)x[j] * (double)x[j];
-    return sqrt(squares);
-}
-
 /* Both factors of the slack are rounded up, the row's to `steps` on average, the query's to steps of its image: how
  * much larger a step of the row makes them alike. */
 static double coarser(const plan *p, size_t kept, double steps)
@@ -241,19 +224,34 @@ static double coarser(const plan *p, size_t kept, double steps)
     const cairn_sketch *s = p->sketch;
     double weight = 0;
     for (size_t i = 0; i < p->n_queries; i++) {
+        const float *z = p->asked + i * p->dim;
         double most = 0;
-        double head = 0;
-        double tail = 0;
-        for (size_t j = 0; j < p->dim; j++) {
-            double z = (double)p->index->rows.kernels->dot(s->to_query + j * p->dim, p->queries + i * p->dim, p->dim);
-            if (j < kept) most = fmax(most, fabs(z) * (double)s->step[j]);
-            *(j < kept ? &head : &tail) += z * z;
-        }
-        if (most > 0)
-            weight += sqrt(tail + head * s->head_weight * s->head_weight) * s->slack_step / (most / 127) /
-                      (double)p->n_queries;
+        for (size_t j = 0; j < kept; j++) most = fmax(most, fabs((double)z[j]) * (double)s->step[j]);
+        double slack = hypot(cairn_norm(z, kept) * s->head_weight, cairn_norm(z + kept, p->dim - kept)) * s->slack_step;
+        if (most > 0) weight += slack / (most / 127) / (double)p->n_queries;
     }
     return weight > 0 && weight < steps ? sqrt(steps / weight) : 1;
+}
+
+/* What rounding leaves open: norms, and 1 - to_query' to_row, in double. */
+static bool set_rounding(cairn_sketch *s, uint32_t dim)
+{
+    double mismatch = 0;
+    for (size_t i = 0; i < dim; i++)
+        for (size_t j = 0; j < dim; j++) {
+            double sum = i == j ? -1 : 0;
+            for (size_t l = 0; l < dim; l++) sum += (double)s->to_query[l * dim + i] * (double)s->to_row[l * dim + j];
+            mismatch += sum * sum;
+        }
+    s->mismatch = sqrt(mismatch) * 1.000001;
+    s->norms_product = 0;
+    for (size_t j = 0; j < dim; j++) {
+        double norm = cairn_norm(s->to_row + j * dim, dim) * 1.000001;
+        s->norms[j] = (float)norm * 1.000001f;
+        s->norms_product += norm * cairn_norm(s->to_query + j * dim, dim) * 1.000001;
+    }
+    s->center_norm = cairn_norm(s->center, dim) * 1.000001;
+    return isfinite(s->mismatch) && isfinite(s->norms_product);
 }
 
 /* Steps and limits for `width`, from the sample. */
@@ -274,16 +272,10 @@ static bool set_steps(plan *p, uint32_t width)
     }
     row_miss = sqrt(row_miss);
     for (size_t i = 0; i < p->n_queries; i++) {
-        double head = 0;
-        double tail = 0;
-        for (size_t j = 0; j < dim; j++) {
-            double z = (double)p->index->rows.kernels->dot(s->to_query + j * dim, p->queries + i * dim, dim);
-            *(j < kept ? &head : &tail) += z * z;
-        }
-        query_head += sqrt(head);
-        query_tail += sqrt(tail);
+        query_head += cairn_norm(p->asked + i * dim, kept);
+        query_tail += cairn_norm(p->asked + i * dim + kept, dim - kept);
     }
-    for (size_t r = 0; r < p->n_rows; r++) row_tail += norm_of(p->turned + r * dim + kept, dim - kept);
+    for (size_t r = 0; r < p->n_rows; r++) row_tail += cairn_norm(p->turned + r * dim + kept, dim - kept);
     row_tail /= (double)p->n_rows;
     s->head_weight = sqrt(row_miss * query_tail / (row_tail * query_head));
     if (!(s->head_weight > 1e-9 && s->head_weight < 1e9)) return false;
@@ -298,8 +290,8 @@ static bool set_steps(plan *p, uint32_t width)
             double v = fmin(fabs((double)y[j]) / (double)s->step[j], 127);
             level += v * v;
         }
-        double tail = norm_of(y + kept, dim - kept);
-        count(&lengths, norm_of(p->rows + r * dim, dim));
+        double tail = cairn_norm(y + kept, dim - kept);
+        count(&lengths, cairn_norm(p->rows + r * dim, dim));
         count(&levels, sqrt(level));
         count(&errors, hypot(tail, row_miss / s->head_weight));
     }
@@ -308,23 +300,7 @@ static bool set_steps(plan *p, uint32_t width)
     s->slack_step = farthest(&errors, p->n_rows) / 255;
     if (!(s->slack_step > 1e-20)) return false;
     s->slack_step *= coarser(p, kept, errors.sum / (double)p->n_rows / s->slack_step);
-    /* 1 - to_query' to_row, and norms, in double */
-    double mismatch = 0;
-    for (size_t i = 0; i < dim; i++)
-        for (size_t j = 0; j < dim; j++) {
-            double sum = i == j ? -1 : 0;
-            for (size_t l = 0; l < dim; l++) sum += (double)s->to_query[l * dim + i] * (double)s->to_row[l * dim + j];
-            mismatch += sum * sum;
-        }
-    s->mismatch = sqrt(mismatch) * 1.000001;
-    s->norms_product = 0;
-    for (size_t j = 0; j < dim; j++) {
-        double norm = norm_of(s->to_row + j * dim, dim) * 1.000001;
-        s->norms[j] = (float)norm * 1.000001f;
-        s->norms_product += norm * norm_of(s->to_query + j * dim, dim) * 1.000001;
-    }
-    s->center_norm = norm_of(s->center, dim) * 1.000001;
-    return isfinite(s->mismatch) && isfinite(s->norms_product);
+    return set_rounding(s, dim);
 }
 
 /* Rows less the mean, evenly from all of them, and their second moments. */
@@ -340,7 +316,7 @@ static void sample_rows(plan *p)
         float *to = p->rows + p->n_rows * dim;
         cairn_rows_widen(rows, (size_t)((uint64_t)i * rows->count / want), 1, to);
         for (size_t j = 0; j < dim; j++) to[j] -= p->sketch->center[j];
-        p->n_rows += norm_of(to, dim) < 1e12;
+        p->n_rows += cairn_norm(to, dim) < 1e12;
     }
     memset(p->products, 0, all * sizeof *p->products);
     cairn_gemm_tn(dim, dim, p->n_rows, p->rows, dim, p->rows, dim, p->products, dim, true);
@@ -361,7 +337,7 @@ cairn_status cairn_sketch_plan(cairn_sketch *sketch, const cairn_index *index, c
     cairn_status st = CAIRN_OK;
     uint32_t width = 0;
     sketch->center = cairn_calloc(numbers, sizeof *sketch->center);
-    p.rows = cairn_alloc_array(2 * (size_t)FIT_ROWS * dim + all, sizeof *p.rows);
+    p.rows = cairn_alloc_array((2 * (size_t)FIT_ROWS + n) * dim + all, sizeof *p.rows);
     p.spread = cairn_alloc_array(all + works + dim, sizeof *p.spread);
     if (sketch->center == NULL || p.rows == NULL || p.spread == NULL) {
         st = cairn_fail(CAIRN_NO_MEMORY, "sketch of %zu rows", index->rows.count);
@@ -376,6 +352,7 @@ cairn_status cairn_sketch_plan(cairn_sketch *sketch, const cairn_index *index, c
     sketch->bytes = numbers * sizeof *sketch->center;
     p.turned = p.rows + (size_t)FIT_ROWS * dim;
     p.products = p.turned + (size_t)FIT_ROWS * dim;
+    p.asked = p.products + all;
     p.work = p.spread + all;
     p.deviation = p.work + works;
     sample_rows(&p);
@@ -385,7 +362,7 @@ cairn_status cairn_sketch_plan(cairn_sketch *sketch, const cairn_index *index, c
         width = 0;
         goto out;
     }
-    turn_rows(&p);
+    turn(&p);
     if (!set_steps(&p, width)) width = 0;
 out:
     cairn_free(p.rows);

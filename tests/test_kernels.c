@@ -169,7 +169,50 @@ static void above_lists_ascending_indexes_equal_ones_included_and_nan_left_out(v
     }
 }
 
+static void set_bits_lists_every_bit_of_words_thin_and_full(void **state)
+{
+    (void)state;
+    test_random r = {13};
+    for (const cairn_kernels *k = NULL; (k = next_table(k)) != NULL;)
+        for (size_t n = 0; n <= 16; n++)
+            for (uint32_t of = 1; of <= 256; of *= 4) { /* one bit in so many */
+                uint64_t words[16] = {0};
+                size_t bits = 0, at = 0;
+                for (size_t i = 0; i < 64 * n; i++)
+                    if (test_random_below(&r, of) == 0) words[i / 64] |= UINT64_C(1) << i % 64, bits++;
+                guarded o = guarded_new((bits + 2) * sizeof(uint32_t));
+                uint32_t *out = o.data;
+                assert_int_equal(k->set_bits(words, n, out), bits);
+                for (size_t i = 0; i < 64 * n; i++)
+                    if (words[i / 64] >> i % 64 & 1) assert_int_equal(out[at++], i);
+                guarded_free(&o);
+            }
+}
+
 /* ---- conversion ---- */
+
+static void dot_rows_gives_the_bits_of_dot_over_widened_rows(void **state)
+{
+    (void)state;
+    enum { ROWS = 9 };
+    const cairn_dtype dtypes[] = {CAIRN_F32, CAIRN_F16, CAIRN_BF16};
+    const uint32_t at[] = {8, 0, 3, 3, 7};
+    test_random r = {14};
+    for (const cairn_kernels *k = NULL; (k = next_table(k)) != NULL;)
+        for (size_t t = 0; t < 3; t++)
+            for (size_t dim = 1; dim <= 260; dim += dim < 70 ? 1 : 19) {
+                guarded wide = guarded_random(&r, ROWS * dim), q = guarded_random(&r, dim);
+                guarded rows = guarded_new(ROWS * dim * cairn_dtype_size(dtypes[t]));
+                float out[5], row[260];
+                k->narrow(rows.data, wide.data, dtypes[t], ROWS * dim);
+                k->dot_rows(out, q.data, rows.data, dtypes[t], dim, at, 5);
+                for (size_t i = 0; i < 5; i++) {
+                    k->widen(row, (const char *)rows.data + at[i] * dim * cairn_dtype_size(dtypes[t]), dtypes[t], dim);
+                    assert_int_equal(bits_of(out[i]), bits_of(k->dot(q.data, row, dim)));
+                }
+                guarded_free(&wide), guarded_free(&q), guarded_free(&rows);
+            }
+}
 
 static void every_f16_and_bf16_pattern_widens_to_its_value(void **state)
 {
@@ -742,6 +785,8 @@ int main(void)
         cmocka_unit_test(max_finds_the_greatest_ignores_nan_and_is_minus_infinity_of_nothing),
         cmocka_unit_test(exp_is_within_two_ulp_of_libm_over_the_whole_range_and_exact_at_zero),
         cmocka_unit_test(exp_shift_and_exp_sum_give_the_same_sum_and_the_sum_of_what_is_stored),
+        cmocka_unit_test(set_bits_lists_every_bit_of_words_thin_and_full),
+        cmocka_unit_test(dot_rows_gives_the_bits_of_dot_over_widened_rows),
         cmocka_unit_test(above_lists_ascending_indexes_equal_ones_included_and_nan_left_out),
         cmocka_unit_test(every_f16_and_bf16_pattern_widens_to_its_value),
         cmocka_unit_test(every_f16_survives_the_round_trip_and_every_midpoint_goes_to_the_even_neighbour),

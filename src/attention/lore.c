@@ -105,7 +105,7 @@ void attn_lore_hint(const attn_lore *lore, const attn_part *part, cairn_index_sc
 {
     uint32_t rows[ATTN_FOUND_KEPT];
     size_t n = 0;
-    for (size_t i = 0; lore != NULL && i < lore->n_found; i++)
+    for (size_t i = 0; i < lore->n_found; i++)
         if (lore->found[i] >= part->first && lore->found[i] < part->first + part->count)
             rows[n++] = (uint32_t)(lore->found[i] - part->first) + part->row0;
     cairn_index_hint(search, rows, n);

@@ -32,7 +32,7 @@ static struct {
     synth_flags synth;
     uint32_t heads, queries, k;
     double far;
-    bool no_output;
+    bool no_output, no_learning;
     const char *plot;
 } flags = {.bench = BENCH_FLAGS_INIT, .synth = SYNTH_FLAGS_INIT, .heads = 6, .queries = 64, .k = 16, .far = 0.5};
 
@@ -54,6 +54,7 @@ static const cli_option options[] = {
               "may be given again (auto, scan, flat, sq8, ivf:nprobe=8, =32, =128); hnsw takes long to build"),
     OPT_NUMBER(CLI_U32, "heads", 0, &flags.heads, "N", "KV heads searched, spread over the layers (6)", 1, 4096),
     OPT_NUMBER(CLI_U32, "queries", 0, &flags.queries, "N", "of each head (64)", 1, 100000),
+    OPT_FLAG("no-learning", 0, &flags.no_learning, "the scan as it is before it has learnt from queries"),
     OPT_FLAG("no-output", 0, &flags.no_output, "leave out what comes of it, which needs attention over all blocks"),
     OPT_NUMBER(CLI_U32, "seed", 0, &flags.bench.seed, "N", "of synthetic keys and queries (0)", 0, UINT32_MAX),
     OPT_TEXT("plot", 0, &flags.plot, "FILE.svg", "also draw the figures (needs gnuplot)"),

@@ -56,7 +56,7 @@ build() {
     return 1
 }
 
-# tests DIR WHAT OPTIONS...: runs ctest, one program at a time (some use all cores, some measure time), and counts single
+# tests DIR WHAT OPTIONS...: runs ctest, one program at a time if not told otherwise (some measure time), and counts single
 # tests, not programs: cmocka names each in the log. A program that dies, times out or is no cmocka program counts as one.
 tests() {
     local dir=$1 what=$2 status n log=$1/Testing/Temporary/LastTest.log
@@ -118,7 +118,7 @@ if [ -z "$quick" ]; then
     say "address and undefined sanitizers: build"
     if build build-asan -DCMAKE_BUILD_TYPE=None -DCMAKE_C_FLAGS="-O1 -g" -DCMAKE_CXX_FLAGS="-O1 -g" -DCAIRN_SANITIZE=address; then
         say "address and undefined sanitizers: tests"
-        tests build-asan ASan+UBSan -LE slow
+        tests build-asan ASan+UBSan -LE slow -j "$jobs" # none of these judges a time
     fi
     say "thread sanitizer: build and tests that use threads"
     if ! runner=$(thread_sanitizer_runner); then

@@ -75,8 +75,8 @@ typedef struct cairn_index_mass {
 CAIRN_API cairn_status cairn_index_scratch_new(cairn_index_scratch **out);
 CAIRN_API void cairn_index_scratch_free(cairn_index_scratch *scratch);
 
-/* Rows that may be good for the next search with this scratch, as what the last token's query found: up to 64, copied, each counted once.
- * It sets out with a bar then. No hit depends on it. */
+/* Rows that may be good for the next search with this scratch, as what the last token's query found: up to 64, copied,
+ * each counted once. It sets out with a bar then. No hit depends on it. */
 CAIRN_API void cairn_index_hint(cairn_index_scratch *scratch, const uint32_t *rows, size_t n);
 
 /* For each of nq queries the k best rows of its range, best first, ties newest first: hits (nq, k), found (nq).

@@ -149,7 +149,7 @@ enum { ATTN_QUERIES_KEPT = 64, ATTN_FOUND_KEPT = 16 };
 typedef struct attn_lore { /* of one layer and KV head (lore.c) */
     float *queries;        /* (ATTN_QUERIES_KEPT, D) a ring of those for far landmarks; NULL before there were any */
     uint64_t kept;         /* so many went in */
-    uint64_t tokens;       /* of so many */
+    uint64_t worth;        /* of the layer's first head: tokens so far, those read alone more (lore.c) */
     uint64_t found[ATTN_FOUND_KEPT]; /* far blocks the last token chose */
     size_t n_found;
 } attn_lore;

@@ -7,14 +7,17 @@
  * either. */
 #include "attention_internal.h"
 
-enum { TEACH_FROM = 64 }; /* tokens: one search in the image costs a 60th of what learning does */
+/* Learning costs what it saves in some 120 tokens read one by one, or 1,000 in chunks, whose searches share passes
+ * (docs/benchmarks.md): who asks for a short answer should not pay for it. */
+enum { TEACH_FROM = 1000, ALONE = 8, FEW = 8 };
 
 static bool searches(const attn_step *step, uint32_t layer)
 {
     const cairn_attention_shape *shape = step->shape;
     return shape->scheme != CAIRN_POSITION_DENSE && !attn_is_local(shape, layer) &&
            step->policy.scope == CAIRN_SCOPE_TOKEN_HEAD && step->policy.top_k != 0 &&
-           step->policy.top_k != CAIRN_TOP_K_ALL;
+           step->policy.top_k != CAIRN_TOP_K_ALL &&
+           !(step->policy.measure_mass || step->policy.mass > 0); /* every row is weighed then */
 }
 
 attn_lore *attn_lore_of(const attn_step *step, uint32_t layer, uint32_t head)
@@ -64,9 +67,10 @@ cairn_status attn_lore_keep(attn_step *step, const attn_chunk *chunk, const attn
             attn_turned(step, lore->queries + lore->kept % ATTN_QUERIES_KEPT * dim,
                         attn_query(step, chunk, h, row, (uint32_t)(lore->kept % per)), position);
             lore->kept++;
-            lore->tokens += i + 1 < take ? 1 : chunk->rows - take + 1;
         }
     }
+    attn_lore *first = attn_lore_of(step, chunk->layer, 0);
+    first->worth += (uint64_t)chunk->rows * (chunk->rows <= FEW ? ALONE : 1);
     return CAIRN_OK;
 }
 
@@ -90,7 +94,7 @@ void attn_lore_teach(attn_step *step, const attn_chunk *chunk, const attn_line *
 {
     const cairn_attention_shape *shape = step->shape;
     const attn_lore *lore = attn_lore_of(step, chunk->layer, 0);
-    if (lore == NULL || lore->queries == NULL || lore->tokens < TEACH_FROM) return;
+    if (lore == NULL || lore->queries == NULL || lore->worth < TEACH_FROM) return;
     for (size_t p = 0; p < line->n_parts; p++) {
         if (!may_learn(step, line, chunk->layer, p)) continue;
         /* every layer will want as much */

@@ -102,7 +102,7 @@ static cairn_status try_kind(trial *t, const char *kind, const char *name)
     if (st != CAIRN_OK) return st;
     cairn_index view = view_of(t, parsed);
     /* A scan that learnt from half of them, as it will have in a session. */
-    if (t->n >= 2) st = cairn_index_learn(&view, t->queries, t->n / 2, t->k);
+    if (t->n >= 2) st = cairn_index_learn(&view, t->queries, t->n / 2, t->k, 1);
     if (st == CAIRN_OK && (st = measure(t, &view, &us, &share)) == CAIRN_OK) consider(t, name, kind, us, share);
     cairn_sketch_wipe(&view.sketch);
     return st;

@@ -82,11 +82,11 @@ bool cairn_index_may_learn(const cairn_index *index)
            index->rows.count >= 2 * index->sketch.planned;
 }
 
-cairn_status cairn_index_learn(cairn_index *index, const float *queries, size_t n, uint32_t k)
+cairn_status cairn_index_learn(cairn_index *index, const float *queries, size_t n, uint32_t k, size_t together)
 {
     if (index->kind.type != CAIRN_KIND_SCAN) return CAIRN_OK;
     if (k > LEARN_ROWS / 8) k = LEARN_ROWS / 8;
-    cairn_status st = cairn_sketch_plan(&index->sketch, index, queries, n, k);
+    cairn_status st = cairn_sketch_plan(&index->sketch, index, queries, n, k, together != 0 ? together : 1);
     if (st == CAIRN_OK && index->sketch.width != 0) st = cairn_sketch_extend(&index->sketch, &index->rows);
     if (st != CAIRN_OK) cairn_index_unlearn(index);
     return st;

@@ -287,7 +287,7 @@ struct cairn_sketch {
 void cairn_sketch_wipe(cairn_sketch *sketch);
 /* What a plan decides: all of the sketch but its rows. width 0: no sketch would pay. queries (n, dim). */
 cairn_status cairn_sketch_plan(cairn_sketch *sketch, const cairn_index *index, const float *queries, size_t n,
-                               uint32_t k);
+                               uint32_t k, size_t together);
 /* Sketches the rows that have none yet. On failure the count is what was done. */
 cairn_status cairn_sketch_extend(cairn_sketch *sketch, const cairn_rows *rows);
 /* The images of n prepared queries. */

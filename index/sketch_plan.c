@@ -19,18 +19,23 @@ static const double FARTHEST = 8; /* standard deviations above the mean, beyond 
 static const uint32_t WIDTHS[] = {8, 12, 16, 24, 32, 48, 64};
 enum { N_WIDTHS = sizeof WIDTHS / sizeof *WIDTHS };
 
-/* What a row costs in nanoseconds, one core of docs/benchmarks.md: passed over by a sketch or the image, looked at. */
-static double sketch_ns(uint32_t width)
+/* What a row costs in nanoseconds, one core of docs/benchmarks.md: passed over by a sketch or the image, looked at. Its
+ * bytes come from L3 or beyond, once for all queries of a search. */
+static double bytes_ns(uint32_t bytes, size_t together)
 {
-    return 0.03 + 0.008 * width;
+    return 0.1 * bytes / (double)together;
 }
-static double scan_ns(uint32_t dim)
+static double sketch_ns(uint32_t width, size_t together)
 {
-    return 0.3 + 0.013 * dim;
+    return 0.03 + 0.008 * width + bytes_ns(width, together);
 }
-static double look_ns(uint32_t dim)
+static double scan_ns(uint32_t dim, size_t together)
 {
-    return 24 + 0.3 * dim;
+    return 0.3 + 0.013 * dim + bytes_ns(dim + 12, together);
+}
+static double look_ns(uint32_t dim, size_t together)
+{
+    return 24 + 0.3 * dim + 20 / (double)together;
 }
 
 typedef struct plan {
@@ -39,7 +44,7 @@ typedef struct plan {
     uint32_t dim;
     const float *queries; /* (n_queries, dim) */
     float *asked;         /* (n_queries, dim) z */
-    size_t n_queries;
+    size_t n_queries, together;
     uint32_t k;
     size_t n_rows;     /* of the sample */
     float *rows;       /* (FIT_ROWS, dim) l' */
@@ -192,10 +197,10 @@ static cairn_status choose_width(plan *p, uint32_t *out)
     cairn_index_scratch_free(scratch);
     cairn_free(hits);
     if (st != CAIRN_OK) return st;
-    double best = 0.7 * scan_ns(dim); /* for less it is not worth its memory */
+    double best = 0.7 * scan_ns(dim, p->together); /* for less it is not worth its memory */
     double shown = (double)(asked * ((p->n_rows + step - 1) / step));
     for (size_t w = 0; w < N_WIDTHS && WIDTHS[w] < dim; w++) {
-        double ns = sketch_ns(WIDTHS[w]) + (double)passed[w] / shown * look_ns(dim);
+        double ns = sketch_ns(WIDTHS[w], p->together) + (double)passed[w] / shown * look_ns(dim, p->together);
         if (ns >= best) continue;
         best = ns;
         *out = WIDTHS[w];
@@ -324,12 +329,13 @@ static void sample_rows(plan *p)
 }
 
 cairn_status cairn_sketch_plan(cairn_sketch *sketch, const cairn_index *index, const float *queries, size_t n,
-                               uint32_t k)
+                               uint32_t k, size_t together)
 {
     const uint32_t dim = index->rows.dim;
     const size_t all = (size_t)dim * dim;
     const size_t works = 5 * all + 2 * dim + CAIRN_EIGEN_WORK * (size_t)dim;
-    plan p = {.sketch = sketch, .index = index, .dim = dim, .queries = queries, .n_queries = n, .k = k};
+    plan p = {
+        .sketch = sketch, .index = index, .dim = dim, .queries = queries, .n_queries = n, .together = together, .k = k};
     cairn_sketch_wipe(sketch);
     sketch->planned = index->rows.count;
     if (dim < DIM_MIN || n < 2 || k == 0) return CAIRN_OK;

@@ -42,7 +42,7 @@ static void what_was_learnt_changes_no_hit(void **state)
         assert_false(cairn_index_may_learn(index));
         assert_ok(cairn_index_add(index, 3000, key_at(&k, 2047)));
         assert_true(cairn_index_may_learn(index));
-        assert_ok(cairn_index_learn(index, k.q, 32, 4));
+        assert_ok(cairn_index_learn(index, k.q, 32, 4, 64));
         assert_false(cairn_index_may_learn(index));
         assert_true(index->sketch.width != 0);
         for (size_t n = 5047; n < 9000; n += 13) /* rows that come later are in it at once */
@@ -82,7 +82,7 @@ static void every_table_of_kernels_finds_the_same_through_a_sketch(void **state)
     for (size_t t = 0; t < 3; t++) {
         setenv("CAIRN_KERNELS", tables[t], 1);
         cairn_index *index = index_of("scan", &k);
-        assert_ok(cairn_index_learn(index, k.q, 32, 4));
+        assert_ok(cairn_index_learn(index, k.q, 32, 4, 64));
         assert_true(index->sketch.width != 0);
         cairn_index_query *queries = whole(&k);
         assert_search_is_a_full_sort(index, queries, k.nq, 4);
@@ -103,7 +103,7 @@ static void a_sketch_bounds_every_score(void **state)
             for (size_t j = 0; j < dim; j++) k.wide[(i * 97 + 5) * dim + j] *= (float)(1 + i % 10);
         cairn_kernels_best()->narrow(k.rows, k.wide, k.dtype, k.n * dim);
         cairn_index *index = index_of("scan", &k);
-        assert_ok(cairn_index_learn(index, k.q, 32, 4));
+        assert_ok(cairn_index_learn(index, k.q, 32, 4, 64));
         const cairn_sketch *s = &index->sketch;
         assert_true(s->width != 0);
         cairn_index_scratch *scratch = scratch_new();
@@ -164,7 +164,7 @@ static void awkward_rows_and_queries_are_found_through_a_sketch(void **state)
     cairn_index *index = NULL;
     assert_ok(cairn_index_new("scan", D, CAIRN_F32, &index));
     assert_ok(cairn_index_add(index, 3000, k.rows));
-    assert_ok(cairn_index_learn(index, k.q, 32, 4));
+    assert_ok(cairn_index_learn(index, k.q, 32, 4, 64));
     assert_true(index->sketch.width != 0);
     assert_ok(cairn_index_add(index, N - 3000, key_at(&k, 3000)));
     cairn_index_query *queries = whole(&k);
@@ -189,7 +189,7 @@ static void nothing_is_kept_where_a_sketch_would_not_pay(void **state)
     assert_ok(cairn_index_new("scan", D, CAIRN_F32, &index));
     assert_ok(cairn_index_add(index, N, rows));
     size_t bytes = cairn_index_bytes(index);
-    assert_ok(cairn_index_learn(index, q, 64, 4));
+    assert_ok(cairn_index_learn(index, q, 64, 4, 64));
     assert_int_equal(index->sketch.width, 0);
     assert_int_equal(cairn_index_bytes(index), bytes);
     assert_false(cairn_index_may_learn(index));    /* nor asked again before it has doubled */
@@ -197,7 +197,7 @@ static void nothing_is_kept_where_a_sketch_would_not_pay(void **state)
     assert_ok(cairn_index_add(index, N, rows));
     assert_true(cairn_index_may_learn(index));
     memset(q, 0, (size_t)64 * D * sizeof *q);
-    assert_ok(cairn_index_learn(index, q, 64, 4));
+    assert_ok(cairn_index_learn(index, q, 64, 4, 64));
     assert_int_equal(index->sketch.width, 0);
     cairn_index_free(index);
     cairn_free(rows);
@@ -213,7 +213,7 @@ static void learning_without_memory_learns_nothing_and_loses_nothing(void **stat
     cairn_status st = CAIRN_NO_MEMORY;
     for (uint64_t fail = 1; st != CAIRN_OK; fail++) {
         cairn_alloc_fail_at(fail);
-        st = cairn_index_learn(index, k.q, 32, 4);
+        st = cairn_index_learn(index, k.q, 32, 4, 64);
         cairn_alloc_fail_at(0);
         assert_true(fail < 100 && (st == CAIRN_OK || st == CAIRN_NO_MEMORY));
         assert_int_equal(index->sketch.width != 0, st == CAIRN_OK);
@@ -229,7 +229,7 @@ static void hints_change_no_hit_and_save_looks(void **state)
     (void)state;
     keys k = keys_of_few_directions(92, 9000, 64, 32, CAIRN_F16);
     cairn_index *index = index_of("scan", &k);
-    assert_ok(cairn_index_learn(index, k.q, 32, 4));
+    assert_ok(cairn_index_learn(index, k.q, 32, 4, 64));
     uint64_t looks[2] = {0};
     for (size_t i = 32; i < 64; i++) {
         cairn_index_hit *all = sorted_hits(index, k.q + i * k.dim, 0, 9000);

@@ -43,11 +43,13 @@ CAIRN_API size_t cairn_index_count(const cairn_index *index);
 CAIRN_API size_t cairn_index_sealed(const cairn_index *index); /* rows [0, sealed) are in the kind's own structure */
 /* Brings rows [0, upto) into the sealed part (training it at the first call). No-op for scan and exact. */
 CAIRN_API cairn_status cairn_index_seal(cairn_index *index, size_t upto);
-/* Shows a scan queries like those to come (n, dim) and the k they ask with. If its rows are such that it pays, it keeps
- * a sketch of them, some bytes a row, and passes over several times as many rows a second from then on. No hit depends
- * on it. may_learn: there are enough rows, and twice as many as last time. NO_MEMORY: nothing was learnt. */
+/* Shows a scan queries like those to come (n, dim), the k they ask with and about how many ask together. If its rows
+ * are such that it pays, it keeps a sketch of them, some bytes a row, and passes over several times as many rows a
+ * second from then on. No hit depends on it. may_learn: there are enough rows, and twice as many as last time.
+ * NO_MEMORY: nothing was learnt. */
 CAIRN_API bool cairn_index_may_learn(const cairn_index *index);
-CAIRN_API cairn_status cairn_index_learn(cairn_index *index, const float *queries, size_t n, uint32_t k);
+CAIRN_API cairn_status cairn_index_learn(cairn_index *index, const float *queries, size_t n, uint32_t k,
+                                         size_t together);
 CAIRN_API void cairn_index_unlearn(cairn_index *index);       /* gives its memory back; not to be learnt soon again */
 CAIRN_API size_t cairn_index_bytes(const cairn_index *index); /* heap it holds, rows included */
 /* Row `id` as f32 (dim). */

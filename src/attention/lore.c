@@ -78,6 +78,7 @@ typedef struct lesson {
     attn_step *step;
     const attn_part *part;
     uint32_t layer;
+    size_t together;
 } lesson;
 
 static void teach_item(void *arg, size_t head, size_t worker)
@@ -87,7 +88,7 @@ static void teach_item(void *arg, size_t head, size_t worker)
     cairn_index *index = l->part->index[(size_t)l->layer * l->step->shape->kv_heads + head];
     size_t n = lore->kept < ATTN_QUERIES_KEPT ? (size_t)lore->kept : ATTN_QUERIES_KEPT;
     (void)worker;
-    if (cairn_index_may_learn(index)) cairn_index_learn(index, lore->queries, n, l->step->policy.top_k);
+    if (cairn_index_may_learn(index)) cairn_index_learn(index, lore->queries, n, l->step->policy.top_k, l->together);
 }
 
 void attn_lore_teach(attn_step *step, const attn_chunk *chunk, const attn_line *line)
@@ -100,7 +101,7 @@ void attn_lore_teach(attn_step *step, const attn_chunk *chunk, const attn_line *
         /* every layer will want as much */
         uint64_t rows = (line->parts[p].count + line->parts[p].row0) * shape->kv_heads * shape->layers;
         if (rows * (shape->head_dim / 2) > step->learn_bytes) continue;
-        lesson l = {step, &line->parts[p], chunk->layer};
+        lesson l = {step, &line->parts[p], chunk->layer, chunk->rows <= FEW ? 1 : shape->block_tokens};
         cairn_pool_run(step->pool, shape->kv_heads, teach_item, &l); /* no memory: the index scans on as it did */
     }
 }

@@ -281,7 +281,7 @@ static int set_new(run_state *r, const keys *x, const char *kind, set *out, doub
         if (st == CAIRN_OK) st = cairn_index_seal(out->index[h], x->n);
         if (st == CAIRN_OK &&
             cairn_index_may_learn(out->index[h])) /* as a session lets it, from others than are timed */
-            st = cairn_index_learn(out->index[h], x->queries + (h * x->cap + x->m) * x->dim, LESSON, x->k);
+            st = cairn_index_learn(out->index[h], x->queries + (h * x->cap + x->m) * x->dim, LESSON, x->k, 1);
         if (st != CAIRN_OK) return cli_fail_status(r->b.c, st);
         if (cli_stopped()) return cli_fail(r->b.c, EXIT_FAILED, "interrupted while building '%s'", kind);
     }

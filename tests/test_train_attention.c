@@ -284,7 +284,7 @@ static double layer_loss(void *arg)
     layer_case *c = arg;
     double sum = 0;
     cairn_train_qkv_f64 in = columns(c, c->in);
-    cairn_train_attend_f64(c->att, LAYER, c->rows, &in, c->bias, c->out);
+    cairn_train_attend_f64(c->att, LAYER, c->rows, &in, c->bias, NULL, c->out);
     for (size_t i = 0; i < c->n_out; i++) sum += c->out[i] * c->up[i];
     return sum;
 }
@@ -326,7 +326,7 @@ static void attention_equals_the_reference_loops(void **state)
         cairn_train_attention_f32 *att;
         cairn_train_qkv_f32 in = {fin, fin + q, fin + q + kv, c.ld};
         assert_ok(cairn_train_attention_new_f32(&c.shape, c.rows + 9, &att));
-        cairn_train_attend_f32(att, LAYER, c.rows, &in, bias + LAYER * c.shape.heads, fout);
+        cairn_train_attend_f32(att, LAYER, c.rows, &in, bias + LAYER * c.shape.heads, NULL, fout);
         for (size_t i = 0; i < c.n_out; i++)
             if (fabs(c.out[i] - (double)want[i]) > 1e-6 || fabsf(fout[i] - want[i]) > 3e-6f)
                 fail_msg("%s: number %zu is %.9g, in float %.9g, expected %.9g", layers[s].name, i, c.out[i],

@@ -1,6 +1,8 @@
-/* test_train_guide.c - guidance: rows told which block they need, among the landmarks they see and remembered ones.
+/* test_train_guide.c - guidance: rows told which block they need, among the landmarks they see and remembered ones;
+ * distractors: whole blocks of earlier windows that such rows see.
  *
- * Witness: the definition in plain loops over complex rotations, and central differences of it in double.
+ * Witness: the definition of guidance in plain loops over complex rotations, central differences in double, and for
+ * distractors attention over one longer window that begins with the earlier one.
  */
 #include "train_support.h"
 
@@ -87,7 +89,7 @@ static double loss(void *arg)
     bench *b = arg;
     cairn_train_qkv_f64 in = qkv_of(b->in);
     double out[ROWS * HEADS * D], sum = 0;
-    cairn_train_attend_f64(b->att, LAYER, ROWS, &in, b->bias, out);
+    cairn_train_attend_f64(b->att, LAYER, ROWS, &in, b->bias, &b->guide, out);
     for (size_t i = 0; i < sizeof out / sizeof *out; i++) sum += b->up[i] * out[i];
     return sum + guided_loss(b);
 }
@@ -101,28 +103,37 @@ static double backward(bench *b, const double *in, const cairn_train_guide *guid
                                            g + (size_t)HEADS * D, g + (size_t)(HEADS + KV) * D, b->dbias);
 }
 
-static void bench_init(bench *b, size_t remember)
+static void shape_init(cairn_attention_shape *shape)
 {
     static const uint8_t local[LAYER + 1] = {1, 0};
+    cairn_attention_shape_init(shape, sizeof *shape);
+    shape->layers = LAYER + 1;
+    shape->heads = HEADS;
+    shape->kv_heads = KV;
+    shape->head_dim = D;
+    shape->block_tokens = C;
+    shape->clamp_blocks = A;
+    shape->local_layers = local;
+}
+
+static void bench_init(bench *b, size_t remember, size_t kept)
+{
     test_random r = {42};
     cairn_attention_shape shape;
-    cairn_attention_shape_init(&shape, sizeof shape);
-    shape.layers = LAYER + 1;
-    shape.heads = HEADS;
-    shape.kv_heads = KV;
-    shape.head_dim = D;
-    shape.block_tokens = C;
-    shape.clamp_blocks = A;
-    shape.local_layers = local;
+    shape_init(&shape);
     *b = (bench){.in = random_doubles(&r, (size_t)ROWS * F, 1),
                  .earlier = random_doubles(&r, (size_t)ROWS * F, 1),
                  .up = random_doubles(&r, (size_t)ROWS * HEADS * D, 1),
                  .grad = random_doubles(&r, (size_t)ROWS * F, 1),
-                 .guide = {guided_rows, sizeof guided_rows / sizeof *guided_rows, 1, 3, 0.7F, false}};
+                 .guide = {.rows = guided_rows,
+                           .n = sizeof guided_rows / sizeof *guided_rows,
+                           .from_layer = 1,
+                           .heads = 3,
+                           .weight = 0.7F}};
     for (size_t h = 0; h < HEADS; h++) b->bias[h] = 0.3 * (double)h;
     assert_ok(cairn_train_attention_new_f64(&shape, ROWS, &b->att));
-    if (remember == 0) return;
-    assert_ok(cairn_train_attention_remember_f64(b->att, LAYER + 1, remember));
+    if (remember + kept == 0) return;
+    assert_ok(cairn_train_attention_remember_f64(b->att, LAYER + 1, remember, kept));
     cairn_train_guide keep = b->guide;
     keep.remember = true;
     backward(b, b->earlier, &keep);
@@ -137,11 +148,18 @@ static void bench_wipe(bench *b)
 static void guidance_and_its_gradient_equal_the_definition(void **state)
 {
     (void)state;
-    const size_t remembered[] = {0, KEYS, 3}; /* none; all five of the earlier window; the newest three */
-    for (size_t c = 0; c < sizeof remembered / sizeof *remembered; c++) {
+    static const struct {
+        size_t remembered, kept;
+        uint32_t distractors;
+    } cases[] = {{0, 0, 0},    /* none */
+                 {KEYS, 0, 0}, /* all five of the earlier window */
+                 {3, 0, 0},    /* the newest three */
+                 {KEYS, KEYS, 2}, {3, 4, 4}, {0, KEYS, 16}};
+    for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
         bench b;
-        bench_init(&b, remembered[c]);
-        assert_int_equal(b.remembered, remembered[c]);
+        bench_init(&b, cases[c].remembered, cases[c].kept);
+        b.guide.distractors = cases[c].distractors;
+        assert_int_equal(b.remembered, cases[c].remembered);
         double terms = backward(&b, b.in, &b.guide), want = guided_loss(&b);
         expect_below("sum of the terms", fabs(terms - want) / want, 1e-12);
         expect_below("gradient", worst_against_differences(b.grad, b.in, (size_t)ROWS * F, loss, &b), 1e-5);
@@ -154,7 +172,7 @@ static void heads_and_layers_outside_are_left_alone(void **state)
 {
     (void)state;
     bench b;
-    bench_init(&b, 0);
+    bench_init(&b, 0, 0);
     double *without = malloc((size_t)ROWS * F * sizeof *without);
     assert_non_null(without);
     assert_true(backward(&b, b.in, NULL) == 0);
@@ -173,10 +191,72 @@ static void heads_and_layers_outside_are_left_alone(void **state)
     bench_wipe(&b);
 }
 
+/* Blocks as far back as the clamp or further all look alike, so an earlier window's blocks are, to a row whose own
+ * window has blocks enough, what they would be in front of that window. */
+static void a_row_that_sees_all_kept_blocks_sees_one_longer_window(void **state)
+{
+    (void)state;
+    enum { EARLIER = KEYS * B, ALL = EARLIER + ROWS };
+    bench b, both;
+    bench_init(&b, 0, KEYS);
+    b.guide.distractors = KEYS;
+    double *in = malloc((size_t)ALL * F * sizeof *in), out[ROWS * HEADS * D], plain[ROWS * HEADS * D];
+    double *want = malloc((size_t)ALL * HEADS * D * sizeof *want), worst = 0;
+    cairn_attention_shape shape;
+    assert_true(in != NULL && want != NULL);
+    memcpy(in, b.earlier, (size_t)EARLIER * F * sizeof *in);
+    memcpy(in + (size_t)EARLIER * F, b.in, (size_t)ROWS * F * sizeof *in);
+    shape_init(&shape);
+    assert_ok(cairn_train_attention_new_f64(&shape, ALL, &both.att));
+    const cairn_train_qkv_f64 window = qkv_of(b.in), longer = qkv_of(in);
+    cairn_train_attend_f64(both.att, LAYER, ALL, &longer, b.bias, NULL, want);
+    cairn_train_attend_f64(b.att, LAYER, ROWS, &window, b.bias, &b.guide, out);
+    cairn_train_attend_f64(b.att, LAYER, ROWS, &window, b.bias, NULL, plain);
+    for (size_t i = 0, next = 0; i < ROWS; i++) {
+        const size_t row = (size_t)HEADS * D * sizeof *out, at = i * HEADS * D;
+        const bool guided = next < b.guide.n && b.guide.rows[next].row == i;
+        next += guided;
+        if (!guided) assert_memory_equal(out + at, plain + at, row);
+        for (size_t x = 0; guided && x < (size_t)HEADS * D; x++)
+            worst = fmax(worst, fabs(out[at + x] - want[(EARLIER + i) * HEADS * D + x]));
+    }
+    expect_below("rows that see kept blocks", worst, 1e-12);
+    assert_true(memcmp(out, plain, sizeof out) != 0);
+    cairn_train_attention_free_f64(both.att);
+    free(in), free(want);
+    bench_wipe(&b);
+}
+
+static void forgotten_blocks_are_not_kept(void **state)
+{
+    (void)state;
+    static const uint8_t forget[] = {1, 0, 1, 1, 0};
+    bench b, all;
+    double out[ROWS * HEADS * D], want[ROWS * HEADS * D];
+    bench_init(&all, 0, 2); /* the newest two: 3 and 4 */
+    bench_init(&b, 0, 0);
+    assert_ok(cairn_train_attention_remember_f64(b.att, LAYER + 1, 0, 2));
+    cairn_train_guide keep = b.guide;
+    keep.remember = true;
+    keep.forget = forget; /* so 1 and 4 are left */
+    backward(&b, b.earlier, &keep);
+    memmove(b.earlier + 3 * (size_t)B * F, b.earlier + (size_t)B * F, (size_t)B * F * sizeof *b.earlier);
+    keep.forget = NULL;
+    backward(&all, b.earlier, &keep);
+    b.guide.distractors = 2;
+    const cairn_train_qkv_f64 in = qkv_of(b.in);
+    cairn_train_attend_f64(b.att, LAYER, ROWS, &in, b.bias, &b.guide, out);
+    cairn_train_attend_f64(all.att, LAYER, ROWS, &in, b.bias, &b.guide, want);
+    assert_memory_equal(out, want, sizeof out);
+    bench_wipe(&b), bench_wipe(&all);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(guidance_and_its_gradient_equal_the_definition),
+        cmocka_unit_test(a_row_that_sees_all_kept_blocks_sees_one_longer_window),
+        cmocka_unit_test(forgotten_blocks_are_not_kept),
         cmocka_unit_test(heads_and_layers_outside_are_left_alone),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

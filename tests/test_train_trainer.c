@@ -70,6 +70,7 @@ static cairn_train_stage mixed_stage(void)
     s.grass = 0.1F;
     s.numbers = 0.1F;
     s.guide = 0.5F;
+    s.distractors = 2;
     return s;
 }
 
@@ -87,6 +88,7 @@ static cairn_trainer_options small_model(uint32_t threads)
     o.guided_layer = 1;
     o.guided_heads = 1;
     o.remembered = 20;
+    o.kept_blocks = 6;
     return o;
 }
 
@@ -106,13 +108,35 @@ static void run_steps(cairn_trainer *t, int n)
 
 /* ---- lessons ---- */
 
+static bool comes_before(const char *text, size_t at, const char *what)
+{
+    return at >= strlen(what) && memcmp(text + at - strlen(what), what, strlen(what)) == 0;
+}
+
+/* Blocks that have a digit of a plain key, found by reading: each of its sentences has one of two texts before it. */
+static size_t check_plain_blocks(const cairn_lesson *lesson, const cairn_lesson_window *w, size_t C)
+{
+    const char *text = (const char *)lesson->bytes;
+    uint8_t want[512] = {0};
+    size_t n = 0;
+    for (size_t i = 0; i + 5 <= lesson->n; i++) {
+        if (!comes_before(text, i, "The pass key is ") && !comes_before(text, i, ". Remember it. ")) continue;
+        for (size_t d = 0; d < 5; d++) want[(i + d + 1) / C] = 1; /* BOS comes before the text */
+    }
+    for (size_t b = 0; b < w->rows / (C + 1); b++) {
+        assert_int_equal(w->plain_blocks[b], want[b]);
+        n += want[b];
+    }
+    return n;
+}
+
 static void answers_are_what_the_text_said_and_guided_rows_point_at_it(void **state)
 {
     fixture *fx = *state;
     enum { BYTES = 480, C = 15 };
     cairn_lesson lesson;
     cairn_lesson_window w;
-    size_t answers = 0, guided = 0;
+    size_t answers = 0, guided = 0, plain = 0;
     assert_ok(cairn_lesson_init(&lesson, 512));
     const cairn_lesson_vocab vocab = {NULL, 1, 259};
     assert_ok(cairn_lesson_window_init(&w, 512, 512));
@@ -163,9 +187,10 @@ static void answers_are_what_the_text_said_and_guided_rows_point_at_it(void **st
             }
             guided++;
         }
+        plain += check_plain_blocks(&lesson, &w, C);
     }
-    print_message("  %zu answers, %zu guided rows\n", answers, guided);
-    assert_true(answers > 500 && guided > 1000);
+    print_message("  %zu answers, %zu guided rows, %zu blocks with a plain key\n", answers, guided, plain);
+    assert_true(answers > 500 && guided > 1000 && plain > 100);
     cairn_lesson_wipe(&lesson);
     cairn_lesson_window_wipe(&w);
 }
@@ -203,7 +228,7 @@ static void a_resumed_run_is_the_undisturbed_one_bit_for_bit(void **state)
     float *keys;
     cairn_train_attention_memory_f32(cairn_train_model_attention_f32(forgot->lanes[0].model), &counters, &n_counters,
                                      &keys, &n_keys);
-    assert_true(n_counters == 6 && n_keys == 6 * 20 * 8);
+    assert_true(n_counters == 6 && n_keys == (size_t)6 * (20 + 6 * 31) * 8);
     memset(counters, 0, n_counters * sizeof *counters);
     run_steps(forgot, 3);
     assert_memory_not_equal(whole->params, forgot->params, whole->layout->total * sizeof(float));

@@ -88,7 +88,8 @@ typedef struct cairn_train_stage {
     float grass, numbers;      /* shares of fillings that are the paper's sentences about grass, or rows of numbers */
     float text_weight;         /* of filling in the loss; a digit of an answer weighs answer_weight, the first thrice */
     float answer_weight;
-    float guide; /* weight of guidance (docs/training.md) beside those, 0 = none */
+    float guide;          /* weight of guidance (docs/training.md) beside those, 0 = none: no distractors either */
+    uint32_t distractors; /* blocks of earlier windows that a guided row sees beside its own window, at most 16 */
 } cairn_train_stage;
 CAIRN_API void cairn_train_stage_init(cairn_train_stage *stage); /* text alone, at rates known to train */
 
@@ -113,6 +114,9 @@ typedef struct cairn_trainer_options {
     /* guidance, where a stage has a weight for it */
     uint32_t guided_layer, guided_heads; /* the first heads of layers from this one on */
     uint32_t remembered;                 /* landmark keys of earlier windows that compete */
+    uint32_t kept_blocks;                /* of earlier windows, for distractors: those with a plain key are left out */
+    float rope_theta; /* above 0. Pair i of D / 2 turns by theta^(-2 i / D) a slot; those that turn far within the clamp
+                         cannot tell what a block holds */
 } cairn_trainer_options;
 CAIRN_API void cairn_trainer_options_init(cairn_trainer_options *opt, size_t struct_size);
 

@@ -7,13 +7,25 @@
  * is kept: the backward pass scores again.
  */
 
-typedef struct TRAIN(memory) { /* a ring of landmark keys, rotated by their offset, for guided rows */
-    size_t room;               /* keys of a layer and KV head; 0 = none */
+typedef struct TRAIN(memory) { /* rings of what earlier windows held, rotated by its offset, for guided rows */
+    size_t room;               /* landmark keys of a layer and KV head; 0 = none */
+    size_t kept;               /* whole blocks of a layer and KV head; 0 = none */
     size_t *seen;              /* (layers, kv_heads) how many ever came */
-    real *keys;                /* (layers, kv_heads, room, D) */
-    real *scores;              /* (room) */
+    real *keys;                /* (layers, kv_heads, room, D), then (layers, kv_heads) of kept blocks: */
+    real *blocks;              /* landmarks (kept, D), keys (kept, B - 1, D), values (kept, B - 1, D) */
+    real *scores;              /* (the larger of room and kept) */
     size_t rings;              /* layers * kv_heads */
+    size_t total;              /* numbers in keys */
 } TRAIN(memory);
+
+enum { DISTRACTORS_MAX = CAIRN_TRAIN_DISTRACTORS_MAX };
+typedef struct TRAIN(distractors) { /* what a guided row sees of kept blocks */
+    size_t n;
+    size_t block[DISTRACTORS_MAX]; /* in the ring */
+    real gate[DISTRACTORS_MAX];
+    real *weights; /* (DISTRACTORS_MAX, B - 1) softmax within each */
+    real *turned;  /* (D) the row's query, rotated to the oldest age */
+} TRAIN(distractors);
 
 typedef struct TRAIN(turns) { /* rotations by a number of positions, `factor` with them */
     real *cos, *sin, *back;   /* (positions, dims / 2); back = -sin: the transpose, which is what a gradient needs */
@@ -44,8 +56,11 @@ struct TRAIN(attention) {
     real *lnz;                  /* (B) */
     real *turned;               /* (D) */
     TRAIN(memory) memory;
-    real *guided;      /* (B, D) gradients of turned queries by remembered keys */
-    real *guided_rows; /* (GUIDED_SLOTS, B) softmax over the block of a slot */
+    TRAIN(distractors) * distractors; /* (B) */
+    real *distractors_room;           /* their arrays */
+    real *inside;                     /* (B) share of a row's attention that distractors leave to its window */
+    real *guided;                     /* (B, D) gradients of turned queries by remembered keys */
+    real *guided_rows;                /* (GUIDED_SLOTS, B) softmax over the block of a slot */
 };
 
 static void turns_wipe(TRAIN(turns) * t)
@@ -61,11 +76,13 @@ void TRAIN(attention_free)(TRAIN(attention) * att)
     cairn_free(att->local_layers);
     turns_wipe(&att->of_keys);
     turns_wipe(&att->of_queries);
-    real *const buffers[] = {att->keys,    att->dkeys,    att->keys_t,     att->values,   att->dvalues,   att->values_t,
-                             att->queries, att->dqueries, att->scores,     att->dscores,  att->own,       att->down,
-                             att->gates,   att->dgates,   att->means,      att->own_gate, att->own_means, att->lnz,
-                             att->turned,  att->guided,   att->guided_rows};
+    real *const buffers[] = {
+        att->keys,     att->dkeys,           att->keys_t,    att->values, att->dvalues, att->values_t, att->queries,
+        att->dqueries, att->scores,          att->dscores,   att->own,    att->down,    att->gates,    att->dgates,
+        att->means,    att->own_gate,        att->own_means, att->lnz,    att->turned,  att->guided,   att->guided_rows,
+        att->inside,   att->distractors_room};
     for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) cairn_free(buffers[i]);
+    cairn_free(att->distractors);
     cairn_free(att->memory.seen);
     cairn_free(att->memory.keys);
     cairn_free(att->memory.scores);
@@ -149,6 +166,7 @@ cairn_status TRAIN(attention_new)(const cairn_attention_shape *shape, size_t row
                    {&att->own_means, B, 1},
                    {&att->lnz, B, 1},
                    {&att->turned, D, 1},
+                   {&att->inside, B, 1},
                    {&att->guided, B, D},
                    {&att->guided_rows, CAIRN_TRAIN_GUIDED_SLOTS, B}};
     for (size_t i = 0; all && i < sizeof buffers / sizeof *buffers; i++)
@@ -285,24 +303,142 @@ static void weigh_block(TRAIN(attention) * att, const query_block *qb, size_t b,
     vec_row_softmax(att->kernels, att->scores, att->B, qb->n, att->B - 1, false, weights, NULL);
 }
 
+/* ---- blocks of earlier windows, seen by guided rows (train_internal.h) ---- */
+
+/* How many a guided row of the layer sees. */
+static size_t distractors_of(const TRAIN(attention) * att, uint32_t layer, size_t rows, const cairn_train_guide *guide)
+{
+    const bool local = att->local_layers != NULL && att->local_layers[layer] != 0;
+    return guide == NULL || local || rows <= att->A * att->B || att->memory.kept == 0 ? 0 : guide->distractors;
+}
+
+/* The first guided row at or after slot `end`, of those from `first` on. */
+static size_t guided_in(const cairn_train_guide *guide, size_t end, size_t first)
+{
+    while (first < guide->n && guide->rows[first].row < end) first++;
+    return first;
+}
+
+static real *kept_landmarks(const TRAIN(memory) * m, size_t ring, size_t D, size_t B)
+{
+    return m->blocks + ring * m->kept * (2 * B - 1) * D;
+}
+static real *kept_keys(const TRAIN(memory) * m, size_t ring, size_t D, size_t B, size_t block)
+{
+    return kept_landmarks(m, ring, D, B) + (m->kept + block * (B - 1)) * D;
+}
+static real *kept_values(const TRAIN(memory) * m, size_t ring, size_t D, size_t B, size_t block)
+{
+    return kept_keys(m, ring, D, B, m->kept + block);
+}
+
+/* After weigh_groups: the `most` kept blocks with the best landmarks become keys of the row beside those of its window,
+ * whose gates and lnz are made to go with them. A block of them is as old as the clamp. */
+static void meet_distractors(TRAIN(attention) * att, const query_block *qb, size_t row, size_t most, size_t ring,
+                             const TRAIN(qkv) * in, size_t h, real bias)
+{
+    TRAIN(memory) *m = &att->memory;
+    const size_t D = att->D, B = att->B, j = row - qb->first;
+    const size_t n = m->seen[ring] < m->kept ? m->seen[ring] : m->kept;
+    TRAIN(distractors) *d = &att->distractors[j];
+    real z[DISTRACTORS_MAX], max = 0, sum = 0;
+    turn(att, &att->of_queries, d->turned, in->q + row * in->ld + h * D, att->A * B + j, false);
+    if (n > 0) vec_matvec(att->kernels, m->scores, kept_landmarks(m, ring, D, B), D, n, d->turned);
+    for (d->n = 0; d->n < most && d->n < n; d->n++) {
+        size_t best = 0;
+        for (size_t i = 1; i < n; i++) best = m->scores[i] > m->scores[best] ? i : best;
+        d->block[d->n] = best;
+        z[d->n] = m->scores[best] + bias - att->lnz[j];
+        max = z[d->n] > max ? z[d->n] : max;
+        m->scores[best] = -INFINITY;
+    }
+    for (size_t i = 0; i < d->n; i++) sum += d->gate[i] = (real)exp((double)(z[i] - max));
+    const real window = (real)exp((double)-max), all = window + sum;
+    for (size_t i = 0; i < d->n; i++) {
+        real *weights = d->weights + i * (B - 1);
+        d->gate[i] /= all;
+        vec_matvec(att->kernels, weights, kept_keys(m, ring, D, B, d->block[i]), D, B - 1, d->turned);
+        vec_row_softmax(att->kernels, weights, B - 1, 1, B - 1, false, NULL, NULL);
+    }
+    att->inside[j] = window / all;
+    att->lnz[j] += max + (real)log((double)all);
+    att->own_gate[j] *= att->inside[j];
+    for (size_t b = 0; b < qb->I - qb->lo; b++) att->gates[b * B + j] *= att->inside[j];
+}
+
+/* What row j has of their values. */
+static void add_distractors(TRAIN(attention) * att, size_t j, size_t ring, real *out)
+{
+    const size_t D = att->D, B = att->B;
+    const TRAIN(distractors) *d = &att->distractors[j];
+    for (size_t i = 0; i < d->n; i++) {
+        const real *values = kept_values(&att->memory, ring, D, B, d->block[i]);
+        for (size_t t = 0; t < B - 1; t++) {
+            const real weight = d->gate[i] * d->weights[i * (B - 1) + t];
+            for (size_t x = 0; x < D; x++) out[x] += weight * values[t * D + x];
+        }
+    }
+}
+
+/* Gradient of row j's turned query by its distractors, added to att->guided; they get none themselves. `total` is the
+ * mean of what dout says of all that the row sees. Returns the sum of the gradients of their gates' logits. */
+static real distractors_backward(TRAIN(attention) * att, size_t j, size_t ring, const real *dout, real total)
+{
+    const size_t D = att->D, B = att->B;
+    const TRAIN(memory) *m = &att->memory;
+    const TRAIN(distractors) *d = &att->distractors[j];
+    real *to = att->guided + j * D, *u = att->scores, sum = 0;
+    for (size_t i = 0; i < d->n; i++) {
+        const real *r = d->weights + i * (B - 1), *landmark = kept_landmarks(m, ring, D, B) + d->block[i] * D;
+        vec_matvec(att->kernels, u, kept_values(m, ring, D, B, d->block[i]), D, B - 1, dout);
+        const real mean = vec_dot(att->kernels, r, u, B - 1), dz = d->gate[i] * (mean - total);
+        for (size_t t = 0; t < B - 1; t++) u[t] = d->gate[i] * r[t] * (u[t] - mean);
+        product(att->kernels, 1, D, B - 1, u, B - 1, 1, kept_keys(m, ring, D, B, d->block[i]), D, to, D, true);
+        for (size_t x = 0; x < D; x++) to[x] += dz * landmark[x];
+        sum += dz;
+    }
+    return sum;
+}
+
+/* Their part of the mean of what dout says of a row's values. */
+static real distractors_mean(TRAIN(attention) * att, size_t j, size_t ring, const real *dout)
+{
+    const size_t D = att->D, B = att->B;
+    const TRAIN(distractors) *d = &att->distractors[j];
+    real sum = 0;
+    for (size_t i = 0; i < d->n; i++) {
+        vec_matvec(att->kernels, att->scores, kept_values(&att->memory, ring, D, B, d->block[i]), D, B - 1, dout);
+        sum += d->gate[i] * vec_dot(att->kernels, d->weights + i * (B - 1), att->scores, B - 1);
+    }
+    return sum;
+}
+
 void TRAIN(attend)(TRAIN(attention) * att, uint32_t layer, size_t rows, const TRAIN(qkv) * in, const real *bias,
-                   real *out)
+                   const cairn_train_guide *guide, real *out)
 {
     const size_t D = att->D, B = att->B, group = att->heads / att->kv_heads, ld_out = att->heads * D;
+    const size_t distractors = distractors_of(att, layer, rows, guide);
     assert(rows <= att->rows_max);
     for (size_t h = 0; h < att->heads; h++) {
+        const size_t ring = layer * att->kv_heads + h / group;
         if (h % group == 0) take_head(att, rows, in->k + h / group * D, in->v + h / group * D, in->ld, false);
-        for (size_t I = 0; I * B < rows; I++) {
+        for (size_t I = 0, next = 0; I * B < rows; I++) {
             const query_block qb = query_block_of(att, layer, rows, I);
+            const size_t from = next;
             real *to = out + qb.first * ld_out + h * D;
+            if (distractors > 0) next = guided_in(guide, qb.first + qb.n, next);
             take_queries(att, &qb, in->q + h * D, in->ld);
             weigh_groups(att, &qb, bias[h]);
+            for (size_t i = from; i < next; i++)
+                meet_distractors(att, &qb, guide->rows[i].row, distractors, ring, in, h, bias[h]);
             for (size_t j = 0; j < qb.n; j++) vec_scale(att->kernels, att->own + j * B, att->own_gate[j], qb.own);
             own_times(att, &qb, att->own, att->values + qb.first * D, to, ld_out, false);
             for (size_t b = qb.lo; b < I; b++) {
                 weigh_block(att, &qb, b, att->gates + (b - qb.lo) * B);
                 product(att->kernels, qb.n, D, B - 1, att->scores, B, 1, att->values + b * B * D, D, to, ld_out, true);
             }
+            for (size_t i = from; i < next; i++)
+                add_distractors(att, guide->rows[i].row - qb.first, ring, out + guide->rows[i].row * ld_out + h * D);
         }
     }
 }
@@ -354,18 +490,30 @@ static void queries_backward(TRAIN(attention) * att, const query_block *qb, real
 
 /* ---- guidance (train_internal.h) ---- */
 
-cairn_status TRAIN(attention_remember)(TRAIN(attention) * att, uint32_t layers, size_t keys)
+cairn_status TRAIN(attention_remember)(TRAIN(attention) * att, uint32_t layers, size_t keys, size_t blocks)
 {
     TRAIN(memory) *m = &att->memory;
-    size_t rings = (size_t)layers * att->kv_heads, all = 0;
-    assert(m->room == 0);
-    if (cairn_mul_size(rings, keys, &all)) m->keys = reals(all, att->D);
+    const size_t B = att->B, D = att->D, each = 2 * B - 1, rings = (size_t)layers * att->kv_heads;
+    size_t of_blocks = 0, rows = 0, room = 0;
+    assert(m->rings == 0);
+    if (cairn_mul_size(blocks, each, &of_blocks) && of_blocks <= SIZE_MAX - keys &&
+        cairn_mul_size(rings, keys + of_blocks, &rows) && cairn_mul_size(rows, D, &m->total))
+        m->keys = cairn_calloc(m->total, sizeof *m->keys);
     m->seen = cairn_calloc(rings, sizeof *m->seen);
-    m->scores = reals(keys, 1);
-    if (m->keys == NULL || m->seen == NULL || m->scores == NULL)
-        return cairn_fail(CAIRN_NO_MEMORY, "%zu landmark keys to remember in each layer and head", keys);
-    memset(m->keys, 0, all * att->D * sizeof *m->keys);
+    m->scores = reals(keys > blocks ? keys : blocks, 1);
+    att->distractors = cairn_calloc(B, sizeof *att->distractors);
+    if (cairn_mul_size(B, DISTRACTORS_MAX * (B - 1) + D, &room)) att->distractors_room = reals(room, 1);
+    if (m->keys == NULL || m->seen == NULL || m->scores == NULL || att->distractors == NULL ||
+        att->distractors_room == NULL)
+        return cairn_fail(CAIRN_NO_MEMORY, "%zu landmark keys and %zu blocks to remember in each layer and head", keys,
+                          blocks);
+    for (size_t j = 0; j < B; j++) {
+        att->distractors[j].weights = att->distractors_room + j * DISTRACTORS_MAX * (B - 1);
+        att->distractors[j].turned = att->distractors_room + B * DISTRACTORS_MAX * (B - 1) + j * D;
+    }
+    m->blocks = m->keys + rings * keys * D;
     m->room = keys;
+    m->kept = blocks;
     m->rings = rings;
     return CAIRN_OK;
 }
@@ -375,17 +523,29 @@ void TRAIN(attention_memory)(TRAIN(attention) * att, size_t **counters, size_t *
     *counters = att->memory.seen;
     *n_counters = att->memory.rings;
     *keys = att->memory.keys;
-    *n_keys = att->memory.rings * att->memory.room * att->D;
+    *n_keys = att->memory.total;
 }
 
-/* Landmark keys of the window at hand, att->keys. */
-static void remember(TRAIN(attention) * att, size_t ring, size_t rows)
+/* Closed blocks of the window at hand, att->keys, with their values (rows, ld), but for those it says not to. */
+static void remember(TRAIN(attention) * att, const cairn_train_guide *guide, size_t ring, size_t rows, const real *v,
+                     size_t ld)
 {
     TRAIN(memory) *m = &att->memory;
-    const size_t D = att->D;
-    if (m->room == 0) return;
-    for (size_t r = att->B - 1; r < rows; r += att->B)
-        memcpy(m->keys + (ring * m->room + m->seen[ring]++ % m->room) * D, att->keys + r * D, D * sizeof *m->keys);
+    const size_t D = att->D, B = att->B;
+    for (size_t b = 0; (b + 1) * B <= rows; b++) {
+        const real *keys = att->keys + b * B * D, *landmark = keys + (B - 1) * D;
+        if (guide->forget != NULL && guide->forget[b] != 0) continue;
+        if (m->room > 0)
+            memcpy(m->keys + (ring * m->room + m->seen[ring] % m->room) * D, landmark, D * sizeof *m->keys);
+        if (m->kept > 0) {
+            const size_t at = m->seen[ring] % m->kept;
+            real *values = kept_values(m, ring, D, B, at);
+            memcpy(kept_landmarks(m, ring, D, B) + at * D, landmark, D * sizeof *m->keys);
+            memcpy(kept_keys(m, ring, D, B, at), keys, (B - 1) * D * sizeof *m->keys);
+            for (size_t t = 0; t < B - 1; t++) memcpy(values + t * D, v + (b * B + t) * ld, D * sizeof *m->keys);
+        }
+        m->seen[ring]++;
+    }
 }
 
 /* Scores of what is remembered by att->turned; returns the sum of exp(score + bias - lnz), each left in memory.scores.
@@ -427,7 +587,8 @@ static double guide_row(TRAIN(attention) * att, const query_block *qb, const cai
     const size_t D = att->D, B = att->B, n = m->room == 0 ? 0 : m->seen[ring] < m->room ? m->seen[ring] : m->room;
     const size_t j = row->row - qb->first;
     turn(att, &att->of_queries, att->turned, q, att->A * B + j, false);
-    const real others = score_memory(att, ring, bias, att->lnz[j]), total = 1 + others, part = weight / total;
+    const real others = score_memory(att, ring, bias, att->lnz[j]), total = att->inside[j] + others;
+    const real part = weight / total;
     const real *own = att->own + j * B;
     real *down = att->down + j * B, share = 0; /* P, but for 1 / total */
     for (uint32_t i = 0; i < row->n; i++) {
@@ -461,17 +622,10 @@ static double guide_row(TRAIN(attention) * att, const query_block *qb, const cai
         r[t - b * B] -= of_slot;
         row_scores_backward(att, qb, b, j, r);
     }
-    product(att->kernels, 1, D, n, m->scores, 1, 1, m->keys + ring * m->room * D, D, att->guided + j * D, D, false);
-    vec_scale(att->kernels, att->guided + j * D, part, D);
+    vec_scale(att->kernels, m->scores, part, n);
+    product(att->kernels, 1, D, n, m->scores, 1, 1, m->keys + ring * m->room * D, D, att->guided + j * D, D, true);
     *dbias += part * others;
     return -log((double)(share / total));
-}
-
-/* The guided rows of a block: *first moves to the first one at or after its end. */
-static size_t guided_in(const cairn_train_guide *guide, size_t end, size_t first)
-{
-    while (first < guide->n && guide->rows[first].row < end) first++;
-    return first;
 }
 
 static void add_guided(TRAIN(attention) * att, const query_block *qb, const cairn_train_guided *rows, size_t n,
@@ -486,9 +640,11 @@ static void add_guided(TRAIN(attention) * att, const query_block *qb, const cair
     }
 }
 
-/* Gradients of all that a block of queries sees, but for guidance: att->own and down end as weights and dscores of own
- * tokens, dgates as those of the landmarks' scores, of which the sum is returned. */
-static real groups_backward(TRAIN(attention) * att, const query_block *qb, const real *dout, size_t ld)
+/* Gradients of all that a block of queries sees, `guided` rows of it distractors too, but for guidance: att->own and
+ * down end as weights and dscores of own tokens, dgates as those of the landmarks' scores, of which the sum is
+ * returned. */
+static real groups_backward(TRAIN(attention) * att, const query_block *qb, const cairn_train_guided *guided, size_t n,
+                            size_t ring, const real *dout, size_t ld)
 {
     const size_t B = att->B, past = qb->I - qb->lo;
     real *total = att->own_means, sum = 0;
@@ -504,6 +660,11 @@ static real groups_backward(TRAIN(attention) * att, const query_block *qb, const
         vec_row_softmax_backward(att->kernels, att->scores, att->dscores, B, qb->n, B - 1, false, gates, means, false);
         block_backward(att, qb, qb->lo + b, dout, ld);
         for (size_t j = 0; j < qb->n; j++) total[j] += gates[j] * means[j];
+    }
+    for (size_t i = 0; i < n; i++) {
+        const size_t j = guided[i].row - qb->first;
+        total[j] += distractors_mean(att, j, ring, dout + j * ld);
+        sum += distractors_backward(att, j, ring, dout + j * ld, total[j]);
     }
     for (size_t b = 0; b < past; b++) {
         const real *gates = att->gates + b * B, *means = att->means + b * B;
@@ -521,6 +682,8 @@ double TRAIN(attend_backward)(TRAIN(attention) * att, uint32_t layer, size_t row
     const size_t D = att->D, B = att->B, group = att->heads / att->kv_heads, ld = in->ld, ld_out = att->heads * D;
     const bool local = att->local_layers != NULL && att->local_layers[layer] != 0;
     const bool guides = guide != NULL && !local && layer >= guide->from_layer && rows > att->A * B;
+    const size_t distractors = distractors_of(att, layer, rows, guide);
+    const bool remembers = guide != NULL && guide->remember && !local && att->memory.rings > 0;
     double guided = 0;
     assert(rows <= att->rows_max);
     for (size_t h = 0; h < att->heads; h++) {
@@ -536,22 +699,29 @@ double TRAIN(attend_backward)(TRAIN(attention) * att, uint32_t layer, size_t row
             const query_block qb = query_block_of(att, layer, rows, I);
             const size_t from = next;
             const real *dout_block = dout + qb.first * ld_out + h * D;
-            if (tells) next = guided_in(guide, qb.first + qb.n, next);
+            if (tells || distractors > 0) next = guided_in(guide, qb.first + qb.n, next);
+            const cairn_train_guided *told = next > from ? guide->rows + from : NULL;
             take_queries(att, &qb, q, ld);
             memset(att->dqueries, 0, (age_of(att, &qb, qb.lo) + 1) * B * D * sizeof *att->dqueries);
             weigh_groups(att, &qb, bias[h]);
-            dbias[h] += groups_backward(att, &qb, dout_block, ld_out);
-            for (size_t i = from; i < next; i++)
+            for (size_t i = from; i < next; i++) {
+                const size_t j = guide->rows[i].row - qb.first;
+                memset(att->guided + j * D, 0, D * sizeof *att->guided);
+                att->inside[j] = 1;
+                if (distractors > 0) meet_distractors(att, &qb, guide->rows[i].row, distractors, ring, in, h, bias[h]);
+            }
+            dbias[h] += groups_backward(att, &qb, told, distractors > 0 ? next - from : 0, ring, dout_block, ld_out);
+            for (size_t i = from; tells && i < next; i++)
                 guided +=
                     (double)guide->weight * guide_row(att, &qb, &guide->rows[i], ring, q + guide->rows[i].row * ld,
                                                       bias[h], (real)(scale * (double)guide->weight), &dbias[h]);
             own_backward(att, &qb, dout_block, ld_out);
             landmarks_backward(att, &qb);
             queries_backward(att, &qb, dq + h * D, ld);
-            add_guided(att, &qb, guides ? guide->rows + from : NULL, next - from, dq + h * D, ld);
+            add_guided(att, &qb, told, next - from, dq + h * D, ld);
         }
-        if (guides && guide->remember && (h + 1) % group == 0 && h / group * group < guide->heads)
-            remember(att, ring, rows);
+        if (remembers && (h + 1) % group == 0 && (att->memory.kept > 0 || (guides && h / group * group < guide->heads)))
+            remember(att, guide, ring, rows, in->v + kv, ld);
         if ((h + 1) % group == 0)
             for (size_t r = 0; r < rows; r++) {
                 turn(att, &att->of_keys, dk + r * ld + kv, att->dkeys + r * D, r % B, true);

@@ -30,17 +30,18 @@ void TRAIN(attention_free)(TRAIN(attention) * att);
 void TRAIN(attention_memory)(TRAIN(attention) * att, size_t **counters, size_t *n_counters, real **keys,
                              size_t *n_keys);
 /* out (rows, heads, D). Row r is a landmark iff r % (C+1) == C; the last block may be open. All past blocks are
- * visible, in a local layer the newest local_window_blocks. bias (heads), added to landmark scores. */
+ * visible, in a local layer the newest local_window_blocks. bias (heads), added to landmark scores. guide: for its
+ * distractors; NULL = none. */
 void TRAIN(attend)(TRAIN(attention) * att, uint32_t layer, size_t rows, const TRAIN(qkv) * in, const real *bias,
-                   real *out);
+                   const cairn_train_guide *guide, real *out);
 /* dq, dk, dv (as in `in`, with its ld) are written, dbias (heads) is added to. guide may be NULL; `scale` is that of
  * its terms' gradient. Returns the sum of its terms. */
 double TRAIN(attend_backward)(TRAIN(attention) * att, uint32_t layer, size_t rows, const TRAIN(qkv) * in,
                               const real *bias, const real *dout, const cairn_train_guide *guide, double scale,
                               real *dq, real *dk, real *dv, real *dbias);
-/* Landmark keys of earlier windows for guided rows to tell apart from theirs: room for `keys` in every layer and KV
- * head, none to begin with. */
-cairn_status TRAIN(attention_remember)(TRAIN(attention) * att, uint32_t layers, size_t keys);
+/* What guided rows are to tell apart from their window: room in every layer and KV head for `keys` landmark keys of
+ * earlier windows, and for `blocks` of their blocks as distractors; none to begin with. */
+cairn_status TRAIN(attention_remember)(TRAIN(attention) * att, uint32_t layers, size_t keys, size_t blocks);
 
 /* ---- ordinary causal attention over a window (body_dense.h) ---- */
 
@@ -65,6 +66,9 @@ TRAIN(attention) * TRAIN(model_attention)(TRAIN(model) * model);
 
 /* Logits (rows, vocab), the model's own until the next call. Slots must be in the vocabulary. */
 const real *TRAIN(forward)(TRAIN(model) * model, const real *params, const cairn_token *slots, size_t rows);
+/* The same where guided rows see distractors: the guide that backward will get. */
+const real *TRAIN(forward_guided)(TRAIN(model) * model, const real *params, const cairn_token *slots, size_t rows,
+                                  const cairn_train_guide *guide);
 /* After forward of this window: the sum of weight * -ln p(target). nll and right (rows) may be NULL: -ln p(target), and
  * whether the target has the largest logit (the lowest id among equals); 0 where there is no target. The logits become
  * scale * dL/dlogits: for a mean over several windows, scale is 1 / the sum of all their weights. */

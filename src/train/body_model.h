@@ -212,7 +212,7 @@ static void add_rows(real *to, const real *x, size_t n)
 
 /* ---- forward ---- */
 
-static void layer_forward(TRAIN(model) * m, const real *params, uint32_t l, size_t rows)
+static void layer_forward(TRAIN(model) * m, const real *params, uint32_t l, size_t rows, const cairn_train_guide *guide)
 {
     const cairn_train_layer *at = &m->layout->layers[l];
     layer_kept *kept = &m->layers[l];
@@ -224,7 +224,7 @@ static void layer_forward(TRAIN(model) * m, const real *params, uint32_t l, size
     if (m->dense != NULL)
         TRAIN(dense_attend)(m->dense, rows, &in, kept->attended);
     else
-        TRAIN(attend)(m->attention, l, rows, &in, params + at->landmark_bias, kept->attended);
+        TRAIN(attend)(m->attention, l, rows, &in, params + at->landmark_bias, guide, kept->attended);
     rows_forward(m, rows, kept->attended, m->Q, params + at->o, W, m->x, true);
 
     memcpy(kept->x_ffn, m->x, rows * W * sizeof *m->x);
@@ -234,7 +234,8 @@ static void layer_forward(TRAIN(model) * m, const real *params, uint32_t l, size
     rows_forward(m, rows, m->act, m->hidden, params + at->down, W, m->x, true);
 }
 
-const real *TRAIN(forward)(TRAIN(model) * m, const real *params, const cairn_token *slots, size_t rows)
+const real *TRAIN(forward_guided)(TRAIN(model) * m, const real *params, const cairn_token *slots, size_t rows,
+                                  const cairn_train_guide *guide)
 {
     const cairn_train_layout *t = m->layout;
     assert(rows <= m->rows_max);
@@ -242,10 +243,14 @@ const real *TRAIN(forward)(TRAIN(model) * m, const real *params, const cairn_tok
         assert(slots[r] >= 0 && (size_t)slots[r] < m->vocab);
         memcpy(m->x + r * m->width, params + t->embedding + (size_t)slots[r] * m->width, m->width * sizeof *m->x);
     }
-    for (uint32_t l = 0; l < t->shape.attention.layers; l++) layer_forward(m, params, l, rows);
+    for (uint32_t l = 0; l < t->shape.attention.layers; l++) layer_forward(m, params, l, rows, guide);
     norm_rows(m, m->h, m->x, params + t->output_norm, rows);
     rows_forward(m, rows, m->h, m->width, params + t->head, m->vocab, m->logits, false);
     return m->logits;
+}
+const real *TRAIN(forward)(TRAIN(model) * m, const real *params, const cairn_token *slots, size_t rows)
+{
+    return TRAIN(forward_guided)(m, params, slots, rows, NULL);
 }
 
 double TRAIN(loss)(TRAIN(model) * m, const cairn_train_window *window, double scale, real *nll, uint8_t *right)

@@ -23,8 +23,8 @@ enum { VERSION = 1, HEADER = 72 };
 static const char magic[8] = "CRNTRAIN";
 
 /* What of a stage makes a run: all fields after its name, up to the last. There is no gap between them. */
-#define STAGE_BYTES (offsetof(cairn_train_stage, guide) + sizeof(float) - offsetof(cairn_train_stage, steps))
-static_assert(STAGE_BYTES == 8 + 19 * 4, "a field of a stage is missing here, or there is a gap");
+#define STAGE_BYTES (offsetof(cairn_train_stage, distractors) + sizeof(uint32_t) - offsetof(cairn_train_stage, steps))
+static_assert(STAGE_BYTES == 8 + 20 * 4, "a field of a stage is missing here, or there is a gap");
 
 typedef struct lane_memory {
     size_t *counters;
@@ -44,6 +44,8 @@ static lane_memory memory_of(const cairn_lane *lane)
 static uint64_t hash_shape(const cairn_trainer *t)
 {
     const cairn_trainer_options *o = &t->opt;
+    uint32_t theta; /* its bits */
+    memcpy(&theta, &o->rope_theta, sizeof theta);
     const uint32_t numbers[] = {o->width,
                                 o->layers,
                                 o->heads,
@@ -56,7 +58,8 @@ static uint64_t hash_shape(const cairn_trainer *t)
                                 o->window_blocks,
                                 o->local_window_blocks,
                                 (uint32_t)o->attention,
-                                o->segment};
+                                o->segment,
+                                theta};
     uint8_t bytes[sizeof numbers];
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) cairn_put_le32(bytes + 4 * i, numbers[i]);
     return cairn_hash64(bytes, sizeof bytes);

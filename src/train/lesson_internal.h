@@ -44,6 +44,7 @@ typedef struct cairn_lesson_window {
     uint32_t *answers; /* (rows) the lesson's, of what the row predicts */
     cairn_train_guided *guided;
     size_t n_guided;
+    uint8_t *plain_blocks;     /* (rows) 1 = the block has digits of a plain key, which other windows have others for */
     cairn_train_tokens tokens; /* of the lesson */
     uint32_t *token_of;        /* (bytes of the lesson) */
     size_t token_of_room;

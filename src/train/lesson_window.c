@@ -11,9 +11,10 @@ cairn_status cairn_lesson_window_init(cairn_lesson_window *window, size_t rows, 
     window->weights = cairn_alloc_array(rows, sizeof *window->weights);
     window->answers = cairn_alloc_array(rows, sizeof *window->answers);
     window->guided = cairn_alloc_array(rows, sizeof *window->guided);
+    window->plain_blocks = cairn_alloc(rows);
     window->token_of = cairn_alloc_array(bytes, sizeof *window->token_of);
     if (window->slots != NULL && window->targets != NULL && window->weights != NULL && window->answers != NULL &&
-        window->guided != NULL && window->token_of != NULL)
+        window->guided != NULL && window->plain_blocks != NULL && window->token_of != NULL)
         return CAIRN_OK;
     cairn_lesson_window_wipe(window);
     return cairn_fail(CAIRN_NO_MEMORY, "a training window of %zu slots", rows);
@@ -26,6 +27,7 @@ void cairn_lesson_window_wipe(cairn_lesson_window *window)
     cairn_free(window->weights);
     cairn_free(window->answers);
     cairn_free(window->guided);
+    cairn_free(window->plain_blocks);
     cairn_free(window->token_of);
     cairn_train_tokens_wipe(&window->tokens);
     *window = (cairn_lesson_window){0};
@@ -100,8 +102,13 @@ static uint32_t slot_of(size_t content, size_t C)
 static void guide(const cairn_lesson *l, size_t C, size_t lead, cairn_lesson_window *w)
 {
     w->n_guided = 0;
+    memset(w->plain_blocks, 0, w->room);
     for (size_t m = 0; m < l->n_mentions; m++) {
         const cairn_mention *mention = &l->mentions[m];
+        for (uint32_t i = 0; i < CAIRN_RECALL_DIGITS && l->secrets[mention->secret].name[0] == 0; i++) {
+            const size_t slot = slot_of(lead + w->token_of[mention->at + i], C);
+            if (slot < w->rows) w->plain_blocks[slot / (C + 1)] = 1;
+        }
         for (uint32_t i = 0, token = UINT32_MAX; i < CAIRN_RECALL_DIGITS && mention->answered; i++) {
             if (w->token_of[mention->at + i] == token) continue; /* several digits in one token */
             token = w->token_of[mention->at + i];

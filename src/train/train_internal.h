@@ -146,8 +146,13 @@ void cairn_train_tokens_wipe(cairn_train_tokens *tokens);
  * `from_layer` on, such a row adds weight * -ln(sum of the attention weights of its slots) to the loss. Gates alone
  * make this the InfoNCE of van den Oord et al. 2018 over the landmarks the row sees; a window holds few blocks where a
  * context holds thousands, so landmark keys of earlier windows are remembered and compete with the gates in this sum
- * alone (He et al. 2020 call it a queue); they get no gradient. */
-enum { CAIRN_TRAIN_GUIDED_SLOTS = 12 };
+ * alone (He et al. 2020 call it a queue); they get no gradient.
+ *
+ * Distractors: whole blocks of earlier windows can be kept too. In every layer that retrieves, a guided row then sees
+ * the few of them whose landmarks it likes best, beside all of its window, as it will see the best of thousands at use:
+ * an answer must come out right among blocks that look like what is asked for (Tworkowski et al. 2023 train so across a
+ * batch). They get no gradient either. */
+enum { CAIRN_TRAIN_GUIDED_SLOTS = 12, CAIRN_TRAIN_DISTRACTORS_MAX = 16 };
 typedef struct cairn_train_guided {
     uint32_t row;
     uint32_t n;                               /* 1..CAIRN_TRAIN_GUIDED_SLOTS */
@@ -159,7 +164,9 @@ typedef struct cairn_train_guide {
     uint32_t from_layer;
     uint32_t heads;
     float weight;
-    bool remember; /* this window's landmark keys join those of earlier ones */
+    bool remember;         /* this window's blocks join those of earlier ones */
+    const uint8_t *forget; /* (blocks) 1 = not this one: it answers questions of other windows too; NULL = none */
+    uint32_t distractors;  /* at most that many for a row */
 } cairn_train_guide;
 
 /* One window: it starts at a block, has its landmarks in place if there are any and is at most what the model has room

@@ -29,7 +29,8 @@ void cairn_trainer_options_init(cairn_trainer_options *opt, size_t struct_size)
                                        .local_window_blocks = 1,
                                        .guided_layer = 2,
                                        .guided_heads = 3,
-                                       .remembered = 512};
+                                       .remembered = 512,
+                                       .rope_theta = 10000};
     memcpy(opt, &all, struct_size < sizeof all ? struct_size : sizeof all);
 }
 
@@ -94,6 +95,7 @@ static cairn_status check_stage(const cairn_train_stage *s, uint32_t unit, const
     if (st == CAIRN_OK) st = check_rate(s, "text_weight", s->text_weight, 1e6F);
     if (st == CAIRN_OK) st = check_rate(s, "answer_weight", s->answer_weight, 1e6F);
     if (st == CAIRN_OK) st = check_rate(s, "guide", s->guide, 1e6F);
+    if (st == CAIRN_OK) st = check_count(s, "distractors", s->distractors, 0, CAIRN_TRAIN_DISTRACTORS_MAX);
     for (size_t i = 0; i < sizeof shares / sizeof *shares && st == CAIRN_OK; i++)
         st = check_share(s, shares[i].what, shares[i].value);
     if (st != CAIRN_OK) return st;
@@ -120,6 +122,7 @@ static cairn_train_shape shape_of(cairn_trainer *t)
     s.attention.heads = o->heads;
     s.attention.kv_heads = o->kv_heads;
     s.attention.head_dim = o->head_dim;
+    s.attention.rope_theta = o->rope_theta;
     s.attention.block_tokens = o->block_tokens;
     s.attention.clamp_blocks = o->clamp_blocks;
     s.attention.window_blocks = o->window_blocks;
@@ -172,6 +175,7 @@ static cairn_status begin_from(cairn_trainer *t, const cairn_model *source)
     o->heads = s->attention.heads;
     o->kv_heads = s->attention.kv_heads;
     o->head_dim = s->attention.head_dim;
+    o->rope_theta = s->attention.rope_theta;
     o->hidden = s->hidden;
     o->block_tokens = s->attention.block_tokens;
     o->clamp_blocks = s->attention.clamp_blocks;
@@ -211,9 +215,10 @@ static cairn_status lane_init(cairn_lane *lane, const cairn_trainer *t)
     if (lane->grads == NULL || lane->nll == NULL || lane->right == NULL)
         return cairn_fail(CAIRN_NO_MEMORY, "gradients of %zu parameters", t->layout->total);
     for (size_t i = 0; i < t->n_stages; i++) guides |= t->stages[i].guide > 0;
-    if (!guides || t->opt.remembered == 0 || t->opt.attention != CAIRN_TRAIN_LANDMARK) return CAIRN_OK;
+    if (!guides || t->opt.remembered + t->opt.kept_blocks == 0 || t->opt.attention != CAIRN_TRAIN_LANDMARK)
+        return CAIRN_OK;
     return cairn_train_attention_remember_f32(cairn_train_model_attention_f32(lane->model), t->opt.layers,
-                                              t->opt.remembered);
+                                              t->opt.remembered, t->opt.kept_blocks);
 }
 
 void cairn_trainer_free(cairn_trainer *t)
@@ -352,11 +357,13 @@ static void run_lane(void *arg, size_t item, size_t worker)
                                          .from_layer = t->opt.guided_layer,
                                          .heads = t->opt.guided_heads,
                                          .weight = j->stage->guide,
-                                         .remember = true};
+                                         .remember = true,
+                                         .forget = w->plain_blocks,
+                                         .distractors = j->stage->distractors};
         const bool guides = j->stage->guide > 0 && t->opt.attention == CAIRN_TRAIN_LANDMARK;
         const cairn_train_window window = {w->slots, w->targets, w->weights, w->rows, guides ? &guide : NULL};
         for (size_t i = 0; i < w->rows; i++) lane->weight += w->targets[i] < 0 ? 0 : (double)w->weights[i];
-        cairn_train_forward_f32(lane->model, t->params, w->slots, w->rows);
+        cairn_train_forward_guided_f32(lane->model, t->params, w->slots, w->rows, window.guide);
         lane->loss += cairn_train_loss_f32(lane->model, &window, j->scale, lane->nll, lane->right);
         double guided = cairn_train_backward_f32(lane->model, t->params, &window, lane->grads);
         lane->loss += guided;

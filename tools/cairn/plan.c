@@ -27,6 +27,7 @@ static const field model_fields[] = {
     MODEL(FIELD_U32, top_k),        MODEL(FIELD_U32, local_layers), MODEL(FIELD_U32, local_window_blocks),
     MODEL(FIELD_U32, guided_layer), MODEL(FIELD_U32, guided_heads), MODEL(FIELD_U32, remembered),
     MODEL(FIELD_U32, segment),      MODEL(FIELD_U64, seed),         MODEL(FIELD_U32, threads),
+    MODEL(FIELD_REAL, rope_theta),  MODEL(FIELD_U32, kept_blocks),
 };
 
 static const field stage_fields[] = {
@@ -36,7 +37,7 @@ static const field stage_fields[] = {
     STAGE(FIELD_U32, facts),          STAGE(FIELD_U32, questions),    STAGE(FIELD_REAL, plain),
     STAGE(FIELD_REAL, said),          STAGE(FIELD_REAL, interleaved), STAGE(FIELD_REAL, short_form),
     STAGE(FIELD_REAL, grass),         STAGE(FIELD_REAL, numbers),     STAGE(FIELD_REAL, text_weight),
-    STAGE(FIELD_REAL, answer_weight), STAGE(FIELD_REAL, guide),
+    STAGE(FIELD_REAL, answer_weight), STAGE(FIELD_REAL, guide),       STAGE(FIELD_U32, distractors),
 };
 
 static int read_fields(cli *c, const char *path, const char *where, const json_t *object, const field *fields, size_t n,

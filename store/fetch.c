@@ -21,7 +21,7 @@ enum { HEARD_BITS = 15, HEARD_ROOM = 1 << HEARD_BITS, ITEMS_ROUND = 64 };
 static const uint64_t HEARD_NS = 2000000000;
 typedef struct heard {
     uint64_t page;
-    uint64_t when_ns;
+    uint64_t when_ns; /* its lowest bit: by a guess, and not asked for since */
 } heard;
 
 /* A record whose hash was found right is not hashed again while it says the same hash: the bytes behind one are never
@@ -53,6 +53,8 @@ struct cairn_fetch {
     cairn_fetch_mode mode;
     uint32_t data_number; /* of the data directory the reader reads: compact makes a new one */
     bool submitted;
+    bool ahead;       /* the batch in flight is a guess, */
+    size_t ahead_txn; /* made in the snapshot of this commit */
     uint64_t ram_bytes;
     reader *reader;
     tier *tier;
@@ -309,10 +311,23 @@ static void announce(cairn_fetch *f)
     }
 }
 
+/* True if the tile was announced a moment ago; it counts as announced from here on. */
+static bool was_heard(cairn_fetch *f, const range *at, uint64_t now)
+{
+    uint64_t number = at->offset / f->store->env->data.page_bytes;
+    heard *h = &f->heard[number * 0x9e3779b97f4a7c15u >> (64 - HEARD_BITS)];
+    bool known = h->page == number && h->when_ns != 0 && now - h->when_ns < HEARD_NS;
+    if (known && !f->ahead) {
+        f->stats.ahead_used += h->when_ns & 1;
+        h->when_ns &= ~UINT64_C(1);
+    }
+    if (!known) *h = (heard){number, (now & ~UINT64_C(1)) | f->ahead};
+    return known;
+}
+
 static cairn_status submit_map(cairn_fetch *f, cairn_snapshot *snap, const cairn_tile_id *ids, size_t n)
 {
     uint64_t now = cairn_now_ns();
-    uint32_t page = f->store->env->data.page_bytes;
     f->ranges_n = 0;
     for (size_t i = 0; i < n; i++) {
         cairn_span record;
@@ -320,13 +335,10 @@ static cairn_status submit_map(cairn_fetch *f, cairn_snapshot *snap, const cairn
         cairn_status st = locate(f, snap, ids[i], &record, &at);
         if (st != CAIRN_OK) return st;
         f->items[i] = (item){.id = ids[i], .record = record.data, .bytes = (uint32_t)record.bytes};
-        uint64_t number = at.offset / page;
-        heard *h = &f->heard[number * 0x9e3779b97f4a7c15u >> (64 - HEARD_BITS)];
-        if (h->page == number && h->when_ns != 0 && now - h->when_ns < HEARD_NS) continue;
-        *h = (heard){number, now};
-        f->ranges[f->ranges_n++] = at;
+        if (!was_heard(f, &at, now)) f->ranges[f->ranges_n++] = at;
     }
     announce(f);
+    if (f->ahead) return CAIRN_OK;
     for (size_t i = 0; i < n; i++) f->stats.map_bytes += f->items[i].bytes;
     return CAIRN_OK;
 }
@@ -363,7 +375,7 @@ static cairn_status plan_reads(cairn_fetch *f, const cairn_tile_id *ids, const f
     for (size_t i = 0; i < f->ranges_n; i++) {
         range r = f->ranges[i];
         item *it = &f->items[r.item];
-        float m = mass != NULL ? mass[r.item] : 1.0f;
+        float m = f->ahead ? 0 : mass != NULL ? mass[r.item] : 1.0f;
         if (kept > 0 && f->ranges[kept - 1].offset == r.offset) { /* the same tile, named twice */
             it->slot = tier_find(f->tier, ids[r.item], m);
             now->tier_tiles++;
@@ -377,7 +389,8 @@ static cairn_status plan_reads(cairn_fetch *f, const cairn_tile_id *ids, const f
             return cairn_fail(CAIRN_NO_MEMORY, "RAM tier of %" PRIu64 " bytes: the system gave no more memory",
                               f->ram_bytes);
         }
-        *tier_record_of(f->tier, it->slot) = (tier_record){.offset = STORE_PAGE_HEADER, .bytes = bytes};
+        *tier_record_of(f->tier, it->slot) =
+            (tier_record){.offset = STORE_PAGE_HEADER, .bytes = bytes, .ahead = f->ahead};
         f->ranges[kept] = r;
         f->pieces[kept] = (struct iovec){tier_data(f->tier, it->slot), r.bytes};
         read_job *job = f->jobs_n > 0 ? &f->jobs[f->jobs_n - 1] : NULL;
@@ -470,10 +483,14 @@ static cairn_status submit_read(cairn_fetch *f, cairn_snapshot *snap, const cair
     f->ranges_n = 0;
     for (size_t i = 0; i < n; i++) {
         item *it = &f->items[i];
-        it->slot = tier_find(f->tier, ids[i], mass != NULL ? mass[i] : 1.0f);
+        it->slot = tier_find(f->tier, ids[i], f->ahead ? 0 : mass != NULL ? mass[i] : 1.0f);
         if (it->slot != TIER_NONE) {
+            tier_record *known = tier_record_of(f->tier, it->slot);
+            if (f->ahead) continue;
             now.tier_tiles++;
-            now.tier_bytes += tier_record_of(f->tier, it->slot)->bytes;
+            now.tier_bytes += known->bytes;
+            now.ahead_used += known->ahead;
+            known->ahead = false;
             continue;
         }
         cairn_span record;
@@ -503,12 +520,17 @@ static cairn_status wait_read(cairn_fetch *f, cairn_tile_view *views)
 
 /* ---- both ---- */
 
-/* Ends the batch before: nothing in flight, nothing pinned. */
-static cairn_status settle(cairn_fetch *f)
+/* Ends the batch before: nothing in flight, nothing pinned. What a guess read stays if it is of snap's commit. */
+static cairn_status settle(cairn_fetch *f, cairn_snapshot *snap)
 {
+    const bool guessed = f->ahead && snap != NULL && mdb_txn_id(snap->txn) == f->ahead_txn;
     f->submitted = false;
+    f->ahead = false;
     if (f->mode == CAIRN_FETCH_MAP) return CAIRN_OK;
-    if (f->jobs_n > 0) abandon(f);
+    if (f->jobs_n > 0 && guessed)
+        (void)land(f); /* what could not be read has left the tier, and is read again if it is asked for */
+    else if (f->jobs_n > 0)
+        abandon(f);
     tier_unpin(f->tier);
     if (f->data_number == f->store->env->data.number) return CAIRN_OK;
     /* Compacted meanwhile. Tiles in the tier stay right: an id never means another tile. */
@@ -522,7 +544,7 @@ cairn_status cairn_fetch_submit(cairn_fetch *f, cairn_snapshot *snap, const cair
 {
     assert(f != NULL && snap != NULL && snap->store->env == f->store->env);
     assert(ids != NULL || n == 0);
-    cairn_status st = settle(f);
+    cairn_status st = settle(f, snap);
     if (st != CAIRN_OK) return st;
     if (n > cairn_fetch_batch_max(f))
         return cairn_fail(CAIRN_INVALID, "a batch of %zu tiles; the RAM tier of %" PRIu64 " bytes holds %zu", n,
@@ -549,10 +571,28 @@ cairn_status cairn_fetch_wait(cairn_fetch *f, cairn_tile_view *views)
     return st;
 }
 
+void cairn_fetch_ahead(cairn_fetch *f, cairn_snapshot *snap, const cairn_tile_id *ids, size_t n)
+{
+    assert(f != NULL && snap != NULL && snap->store->env == f->store->env);
+    assert(ids != NULL || n == 0);
+    if (settle(f, snap) != CAIRN_OK) return;
+    if (n > cairn_fetch_batch_max(f) / 2) n = cairn_fetch_batch_max(f) / 2; /* leaves half to what is known to matter */
+    if (n == 0 || batch_room(f, n) != CAIRN_OK) return;
+    f->items_n = n;
+    f->ahead = true;
+    f->ahead_txn = mdb_txn_id(snap->txn);
+    cairn_status st = f->mode == CAIRN_FETCH_MAP ? submit_map(f, snap, ids, n) : submit_read(f, snap, ids, NULL, n);
+    if (st != CAIRN_OK)
+        f->jobs_n = 0;
+    else
+        f->stats.ahead_tiles += f->ranges_n;
+    if (f->mode == CAIRN_FETCH_MAP) f->ahead = false;
+}
+
 cairn_status cairn_fetch_set_ram(cairn_fetch *f, uint64_t ram_bytes)
 {
     if (f->mode == CAIRN_FETCH_MAP) return CAIRN_OK;
-    cairn_status st = settle(f);
+    cairn_status st = settle(f, NULL);
     if (st != CAIRN_OK) return st;
     size_t fixed = fixed_bytes(f);
     if (ram_bytes < fixed + f->slot_bytes + 4096) return too_small(f, ram_bytes);

@@ -96,6 +96,7 @@ typedef struct tier_record {
     uint32_t offset;
     uint32_t bytes;
     bool loaded; /* read and checked */
+    bool ahead;  /* by cairn_fetch_ahead, and not asked for since */
 } tier_record;
 tier_record *tier_record_of(tier *t, uint32_t slot);
 

@@ -259,6 +259,75 @@ static void statistics_add_up(void **state)
     fixture_free(fx);
 }
 
+/* Tiles [0, 10) are guessed, [5, 15) wanted. */
+static void what_was_read_ahead_is_found_and_the_rest_is_read(void **state)
+{
+    (void)state;
+    fixture *fx = fixture_new(SMALL);
+    uint64_t segment = fixture_context(fx, "a", 21, SMALL_BLOCKS, 0);
+    cairn_tile_id ids[SMALL_TILES];
+    for (size_t i = 0; i < SMALL_TILES; i++) ids[i] = tile_at(fx, segment, i);
+    for (size_t e = 0; e <= sizeof engines / sizeof *engines; e++) {
+        const bool map = e == sizeof engines / sizeof *engines;
+        cairn_fetch *fetch = NULL;
+        cairn_snapshot *snap = NULL;
+        cairn_tile_view view;
+        if (!map && !use_engine(engines[e])) continue;
+        assert_ok(cairn_snapshot_begin(fx->store, &snap));
+        assert_ok(cairn_fetch_new(fx->store, map ? CAIRN_FETCH_MAP : CAIRN_FETCH_READ, 1 << 20, &fetch));
+        cairn_fetch_ahead(fetch, snap, ids, 10);
+        assert_int_equal(cairn_fetch_wait(fetch, &view), CAIRN_INVALID); /* nothing was asked for */
+        fetch_and_check(fx, fetch, snap, 21, ids + 5, NULL, 10);
+        cairn_fetch_stats s = stats_of(fetch);
+        assert_int_equal(s.tiles, 10);
+        assert_int_equal(s.ahead_tiles, 10);
+        assert_int_equal(s.ahead_used, 5);
+        assert_int_equal(s.tier_tiles, map ? 0 : 5);
+        assert_int_equal(s.read_bytes, map ? 0 : 15 * SMALL_SLOT);
+        fetch_and_check(fx, fetch, snap, 21, ids, NULL, 10); /* five of the guess were not used until now */
+        assert_int_equal(stats_of(fetch).ahead_used, 10);
+        cairn_fetch_ahead(fetch, snap, ids, 15); /* all known */
+        cairn_fetch_ahead(fetch, snap, ids + 20, 3);
+        cairn_fetch_ahead(fetch, snap, ids + 22, 3);
+        assert_int_equal(stats_of(fetch).ahead_tiles, 15);
+        const cairn_tile_id none = {segment, SMALL_BLOCKS + 5, 1, 0};
+        cairn_fetch_ahead(fetch, snap, &none, 1); /* a guess of something that is not there */
+        fetch_and_check(fx, fetch, snap, 21, ids, NULL, 40);
+        cairn_fetch_ahead(fetch, snap, ids + 60, 30);
+        cairn_fetch_free(fetch); /* with reads in flight */
+        cairn_snapshot_end(snap);
+    }
+    unsetenv("CAIRN_FETCH_READER");
+    fixture_free(fx);
+}
+
+/* What a guess read in a snapshot that has ended is of no use to a later commit's. */
+static void a_guess_of_an_earlier_snapshot_is_forgotten(void **state)
+{
+    (void)state;
+    fixture *fx = fixture_new(SMALL);
+    uint64_t segment = fixture_context(fx, "a", 22, SMALL_BLOCKS, 0);
+    cairn_fetch *fetch = NULL;
+    cairn_snapshot *snap = NULL;
+    cairn_tile_id ids[SMALL_TILES];
+    for (size_t i = 0; i < SMALL_TILES; i++) ids[i] = tile_at(fx, segment, i);
+    assert_ok(cairn_fetch_new(fx->store, CAIRN_FETCH_READ, 1 << 20, &fetch));
+    assert_ok(cairn_snapshot_begin(fx->store, &snap));
+    cairn_fetch_ahead(fetch, snap, ids, 10);
+    cairn_snapshot_end(snap);
+    fixture_context(fx, "b", 23, 2, 0);
+    assert_ok(cairn_snapshot_begin(fx->store, &snap));
+    fetch_and_check(fx, fetch, snap, 22, ids, NULL, 10);
+    assert_int_equal(stats_of(fetch).ahead_used, 0);
+    assert_int_equal(stats_of(fetch).tier_tiles, 0);
+    size_t half = cairn_fetch_batch_max(fetch) / 2;
+    cairn_fetch_ahead(fetch, snap, ids, half < SMALL_TILES ? half : SMALL_TILES);
+    assert_true(stats_of(fetch).ram_bytes <= 1 << 20);
+    cairn_fetch_free(fetch);
+    cairn_snapshot_end(snap);
+    fixture_free(fx);
+}
+
 static void a_smaller_budget_evicts_and_a_larger_one_is_used(void **state)
 {
     (void)state;
@@ -470,6 +539,8 @@ int main(void)
         cmocka_unit_test(the_tier_keeps_what_has_mass_and_lets_go_of_the_rest),
         cmocka_unit_test(tiles_of_the_batch_are_never_evicted_by_it),
         cmocka_unit_test(statistics_add_up),
+        cmocka_unit_test(what_was_read_ahead_is_found_and_the_rest_is_read),
+        cmocka_unit_test(a_guess_of_an_earlier_snapshot_is_forgotten),
         cmocka_unit_test(a_smaller_budget_evicts_and_a_larger_one_is_used),
         cmocka_unit_test(the_same_calls_give_the_same_tier),
         cmocka_unit_test(cached_tiles_stay_right_when_contexts_come_and_go),

@@ -278,6 +278,7 @@ cairn_session *world_session(const world *w, cairn_store *store, const session_s
     opt.write = spec->write;
     opt.dtype = spec->dtype;
     opt.index_kind = spec->index_kind;
+    opt.read_ahead = spec->read_ahead;
     assert_ok(cairn_session_begin(store, &w->shape, spec->contexts, spec->n, &opt, &s));
     return s;
 }

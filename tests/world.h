@@ -82,7 +82,7 @@ typedef struct session_spec { /* zero = defaults */
     uint32_t newest;
     cairn_scope scope;
     float mass;
-    bool measure, fresh, write;
+    bool measure, fresh, write, read_ahead;
     uint32_t threads;
     cairn_fetch_mode fetch;
     uint64_t ram_bytes;

@@ -84,6 +84,8 @@ typedef struct cairn_step_stats { /* sums over the layers, rows and heads since 
     uint64_t stored_tiles;                      /* of those, from the store (not the session's own memory) */
     uint64_t tier_bytes, map_bytes, read_bytes; /* where the stored ones came from */
     uint64_t search_ns, fetch_ns, attend_ns;
+    uint64_t foresee_ns;              /* searching for the next layer before its query was known */
+    uint64_t ahead_tiles, ahead_used; /* read for it, or announced, and those of them that it asked for */
 } cairn_step_stats;
 
 /* ---- the paper's operations on plain arrays: for tests, teaching and other engines ---- */

@@ -40,6 +40,7 @@ typedef struct cairn_session_options {
     bool write;             /* takes the lease on its one context; commit is allowed */
     cairn_dtype dtype;      /* rounding of a session without a store; default F32 */
     const char *index_kind; /* overrides the stored kind for this session; NULL = as stored */
+    bool read_ahead;        /* of the next layer (cairn_session_foresee); default false */
 } cairn_session_options;
 CAIRN_API void cairn_session_options_init(cairn_session_options *opt, size_t struct_size,
                                           const cairn_attention_shape *shape);
@@ -74,6 +75,13 @@ CAIRN_API cairn_status cairn_session_append(cairn_session *session, uint32_t lay
 /* q, out (rows, heads, head_dim); q before rotation, unscaled. */
 CAIRN_API cairn_status cairn_session_attend(cairn_session *session, uint32_t layer, size_t rows, const float *q,
                                             float *out);
+/* Reading ahead, for chunks of one row. After attend in layer l - 1 an engine may guess the query of layer `layer` = l,
+ * (heads, head_dim), as attend will get it: that of the row as it is before the feed-forward layer comes close. The
+ * tiles it would fetch are read while the engine computes. What a step answers does not depend on it, and a guess that
+ * fails is no error. foresees: whether it is wanted now, before anything is computed for it. */
+CAIRN_API bool cairn_session_foresees(const cairn_session *session, uint32_t layer);
+CAIRN_API void cairn_session_foresee(cairn_session *session, uint32_t layer, const float *q);
+
 /* Ends the chunk. tokens (rows): the ids of the rows, landmark rows included. INVALID if a context's tail is due and
  * they are not its tokens. */
 CAIRN_API cairn_status cairn_session_advance(cairn_session *session, const cairn_token *tokens, size_t rows);

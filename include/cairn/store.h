@@ -204,7 +204,9 @@ typedef struct cairn_fetch_stats { /* totals since new */
     uint64_t read_bytes; /* read from the file into the tier, in whole pages; the others count records */
     uint64_t wait_ns;    /* time spent in cairn_fetch_wait */
     uint64_t evicted_tiles;
-    uint64_t ram_bytes; /* what the tier holds now */
+    uint64_t ram_bytes;   /* what the tier holds now */
+    uint64_t ahead_tiles; /* announced or read by cairn_fetch_ahead, beside `tiles` */
+    uint64_t ahead_used;  /* of them, asked for since */
 } cairn_fetch_stats;
 
 /* `ram_bytes` bounds everything the fetch allocates (READ mode); NO_MEMORY says what one tile needs. What is read into
@@ -226,6 +228,10 @@ CAIRN_API cairn_status cairn_fetch_submit(cairn_fetch *fetch, cairn_snapshot *sn
 /* Waits for the whole batch and fills views[0..n) in the order of the ids. CORRUPT and IO name the tile; what was right
  * of a failed batch stays in the tier, what was not does not. */
 CAIRN_API cairn_status cairn_fetch_wait(cairn_fetch *fetch, cairn_tile_view *views);
+/* Announces or starts reading tiles that one of the next batches may name, and returns: a guess, so nothing comes of an
+ * error here, and the RAM tier lets go of them first. The views of the batch before die; what is in flight is waited
+ * for by the next submit, if its snapshot is of the same commit. No more than half of batch_max are taken. */
+CAIRN_API void cairn_fetch_ahead(cairn_fetch *fetch, cairn_snapshot *snap, const cairn_tile_id *ids, size_t n);
 /* Budget may shrink or grow between batches (a session gives what its landmark rows leave). Views die. NO_MEMORY if
  * it would not hold one tile: then the old budget stays. */
 CAIRN_API cairn_status cairn_fetch_set_ram(cairn_fetch *fetch, uint64_t ram_bytes);

@@ -188,6 +188,13 @@ cairn_status attn_step_init(attn_step *step, const cairn_attention_shape *shape,
 void attn_step_wipe(attn_step *step);
 cairn_status attn_step_run(attn_step *step, const attn_chunk *chunk, const attn_line *line, const attn_source *source);
 
+/* Searches a layer with a query that is only a guess of what it will be asked, of a chunk of one row (its `out` and own
+ * keys are not looked at): step->requests gets the far blocks it would choose, *n of them, distinct, until the next
+ * run. The next search begins with what it found. No statistics are kept, nobody watches. */
+cairn_status attn_step_foresee(attn_step *step, const attn_chunk *chunk, const attn_line *line, size_t *n);
+/* Whether the layer is searched row by row for a few blocks at all. */
+bool attn_searches(const attn_step *step, uint32_t layer);
+
 /* ---- inside the room ---- */
 
 /* Slots of a block: C + 1, or C in DENSE. */
@@ -236,6 +243,10 @@ cairn_status attn_pick_push(attn_unit *unit, const attn_pick *pick);
 /* Fills unit->picks with every visible past block of the unit's rows, weight = log gate (score + bias). */
 cairn_status attn_select(attn_step *step, const attn_chunk *chunk, const attn_line *line, attn_unit *unit,
                          attn_worker *worker);
+/* Fills unit->picks with the far blocks a one-row unit would choose; only their numbers count. */
+cairn_status attn_foresee_unit(attn_step *step, const attn_chunk *chunk, const attn_line *line, attn_unit *unit,
+                               attn_worker *worker);
+
 /* ---- lore.c ---- */
 
 /* Keeps some of the chunk's queries if an index of the layer may learn from them. */

@@ -11,13 +11,18 @@
  * (docs/benchmarks.md): who asks for a short answer should not pay for it. */
 enum { TEACH_FROM = 1000, ALONE = 8, FEW = 8 };
 
-static bool searches(const attn_step *step, uint32_t layer)
+bool attn_searches(const attn_step *step, uint32_t layer)
 {
     const cairn_attention_shape *shape = step->shape;
     return shape->scheme != CAIRN_POSITION_DENSE && !attn_is_local(shape, layer) &&
            step->policy.scope == CAIRN_SCOPE_TOKEN_HEAD && step->policy.top_k != 0 &&
-           step->policy.top_k != CAIRN_TOP_K_ALL &&
-           !(step->policy.measure_mass || step->policy.mass > 0); /* every row is weighed then */
+           step->policy.top_k != CAIRN_TOP_K_ALL;
+}
+
+/* Where the mass is wanted every row is weighed, and nothing is learnt. */
+static bool learns(const attn_step *step, uint32_t layer)
+{
+    return attn_searches(step, layer) && !(step->policy.measure_mass || step->policy.mass > 0);
 }
 
 attn_lore *attn_lore_of(const attn_step *step, uint32_t layer, uint32_t head)
@@ -45,7 +50,7 @@ cairn_status attn_lore_keep(attn_step *step, const attn_chunk *chunk, const attn
     const size_t dim = shape->head_dim;
     const uint32_t per = shape->heads / shape->kv_heads;
     bool wanted = false;
-    if (!searches(step, chunk->layer)) return CAIRN_OK;
+    if (!learns(step, chunk->layer)) return CAIRN_OK;
     for (size_t p = 0; p < line->n_parts; p++) wanted = wanted || may_learn(step, line, chunk->layer, p);
     if (!wanted) return CAIRN_OK;
     if (step->lore == NULL &&

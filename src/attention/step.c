@@ -10,6 +10,7 @@
  */
 #include "attention_internal.h"
 
+#include <assert.h>
 #include <math.h>
 #include <stdio.h>
 
@@ -352,21 +353,55 @@ static size_t positions_needed(const attn_step *step, const attn_chunk *chunk, c
     return (size_t)(blocks + 1) * slots;
 }
 
+static cairn_status prepare(attn_step *step, const attn_chunk *chunk, const attn_line *line)
+{
+    const cairn_attention_shape *shape = step->shape;
+    step->n_units = chunk->n_groups * shape->kv_heads;
+    cairn_status st = reserve_units(step, step->n_units);
+    if (st != CAIRN_OK) return st;
+    if ((st = attn_rope_reserve(&step->rope, positions_needed(step, chunk, line))) != CAIRN_OK) return st;
+    for (size_t u = 0; u < step->n_units; u++) {
+        step->units[u].group = (uint32_t)(u / shape->kv_heads);
+        step->units[u].head = (uint32_t)(u % shape->kv_heads);
+    }
+    return reserve_workers(step, chunk);
+}
+
+static void foresee_item(void *arg, size_t item, size_t worker)
+{
+    run *r = arg;
+    attn_unit *unit = &r->step->units[item];
+    unit->status = attn_foresee_unit(r->step, r->chunk, r->line, unit, &r->step->workers[worker]);
+}
+
+cairn_status attn_step_foresee(attn_step *step, const attn_chunk *chunk, const attn_line *line, size_t *n)
+{
+    run r = {.step = step, .chunk = chunk, .line = line};
+    void (*const watch)(void *, uint32_t, uint32_t, const float *, size_t) = step->watch;
+    double *const block_mass = step->block_mass;
+    *n = 0;
+    assert(chunk->rows == 1 && chunk->n_groups == 1);
+    cairn_status st = prepare(step, chunk, line);
+    if (st != CAIRN_OK) return st;
+    step->watch = NULL;
+    step->block_mass = NULL;
+    cairn_pool_run(pool_for(step, search_ns(step, chunk)), step->n_units, foresee_item, &r);
+    for (size_t u = 0; u < step->n_units && st == CAIRN_OK; u++)
+        if (step->units[u].status != CAIRN_OK) st = cairn_fail(step->units[u].status, "foreseeing a layer's blocks");
+    if (st == CAIRN_OK) st = list_tiles(step, n);
+    step->watch = watch;
+    step->block_mass = block_mass;
+    return st;
+}
+
 cairn_status attn_step_run(attn_step *step, const attn_chunk *chunk, const attn_line *line, const attn_source *source)
 {
     const cairn_attention_shape *shape = step->shape;
     run r = {.step = step, .chunk = chunk, .line = line};
     size_t n_tiles = 0;
     uint64_t t0 = cairn_now_ns();
-    step->n_units = chunk->n_groups * shape->kv_heads;
-    cairn_status st = reserve_units(step, step->n_units);
+    cairn_status st = prepare(step, chunk, line);
     if (st != CAIRN_OK) return st;
-    if ((st = attn_rope_reserve(&step->rope, positions_needed(step, chunk, line))) != CAIRN_OK) return st;
-    if ((st = reserve_workers(step, chunk)) != CAIRN_OK) return st;
-    for (size_t u = 0; u < step->n_units; u++) {
-        step->units[u].group = (uint32_t)(u / shape->kv_heads);
-        step->units[u].head = (uint32_t)(u % shape->kv_heads);
-    }
 
     if (step->policy.scope != CAIRN_SCOPE_TOKEN_HEAD && !attn_is_local(shape, chunk->layer) &&
         shape->scheme != CAIRN_POSITION_DENSE && (st = attn_select_shared(step, chunk, line)) != CAIRN_OK)

@@ -163,8 +163,12 @@ struct cairn_session {
     bool trace;
 };
 
-cairn_status session_source(cairn_session *s, attn_source *out); /* fetching for the step */
-cairn_status session_budget(cairn_session *s);                   /* shares ram_bytes out again */
+cairn_status session_source(cairn_session *s, attn_source *out);              /* fetching for the step */
+const stored_range *session_range_of(const cairn_session *s, uint64_t block); /* of a stored block */
+attn_line session_line(const cairn_session *s);
+cairn_status session_reserve_ids(cairn_session *s, size_t n); /* room for a batch of tiles */
+void session_count_misses(cairn_session *s);                  /* after a step of one row */
+cairn_status session_budget(cairn_session *s);                /* shares ram_bytes out again */
 cairn_status session_load_ranges(cairn_session *s);
 uint64_t session_complete_blocks(const cairn_session *s); /* logical, before the chunk under way */
 

@@ -10,7 +10,7 @@ static size_t batch_max(void *arg)
     return s->own.spill_bytes != 0 && most > SPILL_BATCH ? SPILL_BATCH : most;
 }
 
-static const stored_range *range_of(const cairn_session *s, uint64_t block)
+const stored_range *session_range_of(const cairn_session *s, uint64_t block)
 {
     size_t lo = 0;
     size_t hi = s->n_ranges;
@@ -24,7 +24,7 @@ static const stored_range *range_of(const cairn_session *s, uint64_t block)
     return &s->ranges[lo];
 }
 
-static cairn_status reserve_ids(cairn_session *s, size_t n)
+cairn_status session_reserve_ids(cairn_session *s, size_t n)
 {
     if (n <= s->cap_ids) return CAIRN_OK;
     n += n / 2;
@@ -50,7 +50,7 @@ static cairn_status submit(void *arg, uint32_t layer, const attn_request *reques
     cairn_session *s = arg;
     const cairn_geometry *g = &s->geometry;
     size_t spilled = 0;
-    cairn_status st = reserve_ids(s, n);
+    cairn_status st = session_reserve_ids(s, n);
     if (st != CAIRN_OK) return st;
     s->n_ids = 0;
     s->n_requests = n;
@@ -75,7 +75,7 @@ static cairn_status submit(void *arg, uint32_t layer, const attn_request *reques
             s->direct[i] = cairn_tile_over(to, g->dtype, b->fill, g->head_dim);
             continue;
         }
-        const stored_range *r = range_of(s, requests[i].block);
+        const stored_range *r = session_range_of(s, requests[i].block);
         s->ids[s->n_ids] = (cairn_tile_id){.segment = r->segment,
                                            .block = r->block + (uint32_t)(requests[i].block - r->first),
                                            .layer = (uint16_t)layer,

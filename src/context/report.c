@@ -13,6 +13,8 @@ void cairn_session_stats(const cairn_session *s, cairn_step_stats *out)
     out->tier_bytes = now.tier_bytes - s->fetch_base.tier_bytes;
     out->map_bytes = now.map_bytes - s->fetch_base.map_bytes;
     out->read_bytes = now.read_bytes - s->fetch_base.read_bytes;
+    out->ahead_tiles = now.ahead_tiles - s->fetch_base.ahead_tiles;
+    out->ahead_used = now.ahead_used - s->fetch_base.ahead_used;
 }
 
 void cairn_session_stats_reset(cairn_session *s)

@@ -199,6 +199,15 @@ cairn_status cairn_session_append(cairn_session *s, uint32_t layer, size_t rows,
     return st;
 }
 
+attn_line session_line(const cairn_session *s)
+{
+    return (attn_line){.parts = s->landmarks.parts,
+                       .n_parts = s->landmarks.n_parts,
+                       .recent = s->landmarks.recent,
+                       .stream_base = s->stream_base,
+                       .cached = session_complete_blocks(s)};
+}
+
 cairn_status cairn_session_attend(cairn_session *s, uint32_t layer, size_t rows, const float *q, float *out)
 {
     attn_source source;
@@ -214,11 +223,7 @@ cairn_status cairn_session_attend(cairn_session *s, uint32_t layer, size_t rows,
                         .out = out,
                         .own_k = stage_keys(s, 0, 0),
                         .own_v = stage_values(s, 0, 0)};
-    attn_line line = {.parts = s->landmarks.parts,
-                      .n_parts = s->landmarks.n_parts,
-                      .recent = s->landmarks.recent,
-                      .stream_base = s->stream_base,
-                      .cached = session_complete_blocks(s)};
+    attn_line line = session_line(s);
     attn_part *last = &s->landmarks.parts[s->landmarks.n_parts - 1];
     uint64_t complete = s->stream_base + (s->slot + rows) / attn_slots(&s->shape);
     last->count = complete > last->first ? complete - last->first : 0;

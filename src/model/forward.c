@@ -324,6 +324,18 @@ cairn_status forward_chunk(cairn_runtime *rt, uint32_t offset, size_t rows, bool
 
 /* ---- one row ---- */
 
+/* The next layer's query, as if the feed-forward layer before it added nothing: a session can read ahead by it. */
+static void foresee(cairn_runtime *rt, uint32_t next)
+{
+    const cairn_model *m = rt->model;
+    const model_layer *layer = &m->layers[next];
+    vector_products q = {.rt = rt, .x = rt->h, .n = 1, .w = {&layer->q}, .out = {rt->q}};
+    rt->kernels->rms_norm(rt->h, rt->x, layer->attn_norm, m->info.width, m->norm_eps);
+    multiply_vector(&q);
+    if (layer->q_norm != NULL) norm_heads(rt, rt->q, layer->q_norm, m->info.heads);
+    cairn_session_foresee(rt->session, next, rt->q);
+}
+
 cairn_status forward_one(cairn_runtime *rt, cairn_token id, float *logits)
 {
     const cairn_model *m = rt->model;
@@ -347,6 +359,7 @@ cairn_status forward_one(cairn_runtime *rt, cairn_token id, float *logits)
         vector_products o = {.rt = rt, .x = rt->attended, .n = 1, .w = {&layer->o}, .out = {rt->h}};
         multiply_vector(&o);
         kernels->axpy(rt->x, 1, rt->h, width);
+        if (l + 1 < m->info.layers && cairn_session_foresees(rt->session, l + 1)) foresee(rt, l + 1);
         kernels->rms_norm(rt->h, rt->x, layer->ffn_norm, width, m->norm_eps);
         vector_products in = {.rt = rt, .x = rt->h, .n = 2, .w = {&layer->gate, &layer->up}, .out = {rt->gate, rt->up}};
         multiply_vector(&in);

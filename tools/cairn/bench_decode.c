@@ -44,8 +44,8 @@ static const cli_option options[] = {
 
 typedef struct steps {                     /* of one kind at one length, with one number of threads */
     samples seconds, attention, processor; /* the last: processor time of all threads */
-    double search, fetch, attend;          /* sums of seconds */
-    uint64_t tier_bytes, map_bytes, read_bytes, tiles, device_bytes;
+    double search, fetch, attend, foresee; /* sums of seconds */
+    uint64_t tier_bytes, map_bytes, read_bytes, tiles, stored, device_bytes, ahead, ahead_used;
 } steps;
 
 typedef struct cell {
@@ -90,6 +90,10 @@ static int step(run_state *r, cairn_session *session, cairn_runtime *runtime, ca
     out->map_bytes += s.map_bytes;
     out->read_bytes += s.read_bytes;
     out->tiles += s.tiles;
+    out->stored += s.stored_tiles;
+    out->foresee += (double)s.foresee_ns * 1e-9;
+    out->ahead += s.ahead_tiles;
+    out->ahead_used += s.ahead_used;
     out->device_bytes += machine_read_bytes() - device;
     if (!samples_add(&out->seconds, seconds) || !samples_add(&out->processor, processor) ||
         !samples_add(&out->attention, (double)(s.search_ns + s.fetch_ns + s.attend_ns) * 1e-9))
@@ -241,15 +245,17 @@ static double per_step(double sum, const steps *s)
 
 static void print_cells(run_state *r)
 {
-    static const char *const heads[] = {"tokens", "threads", "state",  "p50 ms",  "p95",    "p99",      "cpu",
-                                        "search", "fetch",   "attend", "KiB/tok", "device", "dense ms", "dense cpu"};
-    static const bool right[] = {true, true, false, true, true, true, true, true, true, true, true, true, true, true};
+    static const char *const heads[] = {"tokens",  "threads", "state",  "p50 ms",   "p95",
+                                        "p99",     "cpu",     "search", "fetch",    "attend",
+                                        "KiB/tok", "device",  "ahead",  "dense ms", "dense cpu"};
+    static const bool right[] = {true, true, false, true, true, true, true, true,
+                                 true, true, true,  true, true, true, true};
     table *t = table_new(CLI_COUNT_OF(heads), heads, right);
     for (size_t i = 0; i < r->n_lengths * r->n_threads; i++) {
         for (int cold = 0; cold < 2; cold++) {
             cell *of = &r->cells[i];
             steps *s = cold ? &of->cold : &of->warm;
-            human h[12], tokens;
+            human h[13], tokens;
             if (s->seconds.n == 0) continue;
             snprintf(h[0].text, sizeof h[0].text, "%u", of->threads);
             const double quantiles[] = {0.5, 0.95, 0.99}, parts[] = {s->search, s->fetch, s->attend};
@@ -268,16 +274,20 @@ static void print_cells(run_state *r)
             h[11].text[0] = 0;
             if (!cold && of->dense.n > 0)
                 snprintf(h[11].text, sizeof h[0].text, "%.2f", 1e3 * samples_median(&of->dense_processor));
+            snprintf(h[12].text, sizeof h[0].text, "-");
+            if (s->ahead > 0)
+                snprintf(h[12].text, sizeof h[0].text, "%.0f %%", 100 * (double)s->ahead_used / (double)s->stored);
             table_row(t, (const char *const[]){human_count(&tokens, of->tokens), h[0].text, cold ? "cold" : "warm",
                                                h[1].text, h[2].text, h[3].text, h[10].text, h[4].text, h[5].text,
-                                               h[6].text, h[7].text, h[8].text, h[9].text, h[11].text});
+                                               h[6].text, h[7].text, h[8].text, h[12].text, h[9].text, h[11].text});
         }
     }
     table_print(t);
     printf("\ncpu: processor time of all threads, median; other processes disturb it less. ");
     printf("search, fetch, attend: mean ms of a step. KiB/tok: tiles used by a step; device: read for it, as the "
            "kernel\n"
-           "counts. dense: attention of the same layers over all keys in RAM, and how many times the warm step's "
+           "counts. ahead: share of the stored tiles that were read, or announced, before the query was known. dense: "
+           "attention of the same layers over all keys in RAM, and how many times the warm step's "
            "attention.\n");
 }
 
@@ -287,12 +297,14 @@ static json_t *steps_json(steps *s)
     json_t *all = samples_json(&s->seconds);
     json_object_set_new(all, "p95", json_real(samples_at(&s->seconds, 0.95)));
     json_object_set_new(all, "p99", json_real(samples_at(&s->seconds, 0.99)));
-    return json_pack("{s:o, s:o, s:o, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "seconds", all, "attention_seconds",
-                     samples_json(&s->attention), "processor_seconds", samples_json(&s->processor), "search_seconds",
-                     s->search / n, "fetch_seconds", s->fetch / n, "attend_seconds", s->attend / n, "tiles",
-                     (double)s->tiles / n, "tier_bytes", (double)s->tier_bytes / n, "map_bytes",
+    return json_pack("{s:o, s:o, s:o, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "seconds", all,
+                     "attention_seconds", samples_json(&s->attention), "processor_seconds", samples_json(&s->processor),
+                     "search_seconds", s->search / n, "fetch_seconds", s->fetch / n, "attend_seconds", s->attend / n,
+                     "tiles", (double)s->tiles / n, "tier_bytes", (double)s->tier_bytes / n, "map_bytes",
                      (double)s->map_bytes / n, "read_bytes", (double)s->read_bytes / n, "device_read_bytes",
-                     (double)s->device_bytes / n);
+                     (double)s->device_bytes / n, "foresee_seconds", s->foresee / n, "ahead_tiles",
+                     (double)s->ahead / n, "ahead_used_tiles", (double)s->ahead_used / n, "stored_tiles",
+                     (double)s->stored / n);
 }
 
 static json_t *cells_json(run_state *r)

@@ -314,6 +314,7 @@ int session_options(cli *c, const session_flags *flags, const model_ref *model, 
     cairn_session_options_init(out, sizeof *out, model->shape);
     static const cairn_fetch_mode modes[] = {CAIRN_FETCH_AUTO, CAIRN_FETCH_MAP, CAIRN_FETCH_READ};
     out->fetch = modes[flags->fetch];
+    out->read_ahead = flags->read_ahead;
     out->ram_bytes = flags->ram_bytes;
     out->threads = flags->threads;
     /* "auto" is a question for reindex; a session that is told nothing uses what was made. */

@@ -58,6 +58,7 @@ char *tokens_text(const cairn_model *model, const cairn_token *tokens, size_t n,
 
 typedef struct session_flags {
     int fetch; /* cairn_fetch_mode */
+    bool read_ahead;
     uint64_t ram_bytes;
     uint32_t threads;
     uint32_t top_k; /* TOP_K_MODEL = the model's */
@@ -74,6 +75,7 @@ typedef struct session_flags {
                                          "blocks retrieved per step and head (the model's)", 0, 1000000)
 #define SESSION_OPTIONS_BUT_K(f) /* for a command that takes a list of them */                                         \
     OPT_CHOICE("fetch", &(f).fetch, "auto|map|read", "how tiles are reached: map suits a store that fits free RAM"),   \
+        OPT_FLAG("read-ahead", 0, &(f).read_ahead, "read tiles of the next layer before its query is known"),          \
         OPT_NUMBER(CLI_SIZE, "ram", 0, &(f).ram_bytes, "SIZE", "RAM budget of the session (256M)", 1 << 20,            \
                    UINT64_C(1) << 50),                                                                                 \
         OPT_NUMBER(CLI_U32, "threads", 0, &(f).threads, "N", "worker threads; 0 = one per core (0)", 0, 256),          \

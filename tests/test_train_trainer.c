@@ -235,6 +235,32 @@ static void a_resumed_run_is_the_undisturbed_one_bit_for_bit(void **state)
     cairn_trainer_free(whole), cairn_trainer_free(first), cairn_trainer_free(second), cairn_trainer_free(forgot);
 }
 
+/* A model that reads bytes is taught the same lessons, whether it begins anew or goes on. */
+static void a_model_that_goes_on_is_taught_as_much_in_a_window(void **state)
+{
+    fixture *fx = *state;
+    cairn_train_stage stage = mixed_stage();
+    const cairn_trainer_options o = small_model(2);
+    stage.window = 512; /* facts and questions all over it */
+    stage.dense = stage.text = 0;
+    cairn_trainer *anew = trainer(fx, &o, &stage, 1), *on = NULL;
+    cairn_train_report a, b;
+    cairn_model *model = NULL;
+    assert_ok(cairn_trainer_export(anew, "small", CAIRN_GGUF_F32, fx->model));
+    assert_ok(cairn_model_open(fx->model, &model));
+    assert_ok(cairn_trainer_new(&o, model, fx->corpus, &stage, 1, &on));
+    for (int i = 0; i < 5; i++) {
+        assert_ok(cairn_trainer_step(anew, &a));
+        assert_ok(cairn_trainer_step(on, &b));
+        assert_int_equal(a.tokens, b.tokens);
+        assert_int_equal(a.digits, b.digits);
+        assert_int_equal(a.guided, b.guided);
+        assert_int_equal(a.named + a.plain, b.named + b.plain);
+    }
+    cairn_trainer_free(anew), cairn_trainer_free(on);
+    cairn_model_close(model);
+}
+
 static void a_small_model_learns_its_text_whatever_the_threads(void **state)
 {
     fixture *fx = *state;
@@ -414,6 +440,7 @@ int main(void)
         with_fixture(answers_are_what_the_text_said_and_guided_rows_point_at_it),
         with_fixture(a_resumed_run_is_the_undisturbed_one_bit_for_bit),
         with_fixture(a_small_model_learns_its_text_whatever_the_threads),
+        with_fixture(a_model_that_goes_on_is_taught_as_much_in_a_window),
         with_fixture(a_loss_that_is_not_finite_stops_at_its_step_and_changes_nothing),
         with_fixture(checkpoints_of_other_runs_and_damaged_ones_are_refused_by_name),
         with_fixture(a_disk_that_is_full_leaves_the_old_checkpoint),

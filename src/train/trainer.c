@@ -9,7 +9,7 @@
 #include <stdio.h>
 
 enum { WINDOW_MAX = 1 << 20, WINDOWS_MAX = 1 << 16, CHUNK = 1 << 14 };
-enum { BYTES_PER_TOKEN = 6 }; /* of lessons for a vocabulary of pieces: English has about four */
+enum { BYTES_PER_TOKEN = 16, SAMPLE = 64 << 10 }; /* at most; bytes of text by which they are counted */
 
 void cairn_trainer_options_init(cairn_trainer_options *opt, size_t struct_size)
 {
@@ -188,6 +188,37 @@ static cairn_status begin_from(cairn_trainer *t, const cairn_model *source)
     return CAIRN_OK;
 }
 
+/* ---- how long a lesson is ---- */
+
+/* A lesson that is cut off loses its last questions, one that is short wastes a window: as many bytes as the corpus has
+ * for so many tokens. Facts have more tokens to a byte than other text. */
+static cairn_status count_bytes(cairn_trainer *t)
+{
+    const cairn_model *model = t->vocab.model;
+    cairn_train_tokens tokens = {0};
+    cairn_model_info info;
+    t->bytes_per_token = 1;
+    if (model == NULL) return CAIRN_OK;
+    cairn_model_info_get(model, &info);
+    if (info.byte_tokens) return CAIRN_OK;
+    const uint64_t all = cairn_corpus_bytes(t->corpus, CAIRN_SPLIT_TRAIN);
+    const size_t n = all < SAMPLE ? (size_t)all : SAMPLE;
+    uint8_t *text = cairn_alloc(n);
+    if (text == NULL) return cairn_fail(CAIRN_NO_MEMORY, "%zu bytes of text", n);
+    cairn_status st = cairn_corpus_read(t->corpus, CAIRN_SPLIT_TRAIN, 0, n, text);
+    if (st == CAIRN_OK) st = cairn_train_tokenize(model, &(cairn_train_document){.text = text, .bytes = n}, &tokens);
+    if (st == CAIRN_OK && tokens.n > 0) t->bytes_per_token = (double)n / (double)tokens.n;
+    if (t->bytes_per_token > BYTES_PER_TOKEN) t->bytes_per_token = BYTES_PER_TOKEN;
+    cairn_train_tokens_wipe(&tokens);
+    cairn_free(text);
+    return st;
+}
+
+static size_t lesson_bytes(const cairn_trainer *t, size_t tokens)
+{
+    return (size_t)((double)tokens * t->bytes_per_token);
+}
+
 /* ---- life ---- */
 
 static void lane_wipe(cairn_lane *lane)
@@ -204,7 +235,7 @@ static cairn_status lane_init(cairn_lane *lane, const cairn_trainer *t)
 {
     const uint32_t rows = t->window_max;
     bool guides = false;
-    const size_t bytes = (size_t)rows * (t->vocab.model != NULL ? BYTES_PER_TOKEN : 1);
+    const size_t bytes = lesson_bytes(t, rows);
     cairn_status st = cairn_train_model_new_f32(t->layout, rows, &lane->model);
     if (st == CAIRN_OK) st = cairn_lesson_init(&lane->lesson, bytes);
     if (st == CAIRN_OK) st = cairn_lesson_window_init(&lane->window, rows, bytes);
@@ -239,6 +270,7 @@ static cairn_status trainer_init(cairn_trainer *t, const cairn_model *source, co
 {
     if (n == 0) return cairn_fail(CAIRN_INVALID, "no stage to train");
     cairn_status st = source == NULL ? begin_anew(t) : begin_from(t, source);
+    if (st == CAIRN_OK) st = count_bytes(t);
     for (size_t i = 0; i < n && st == CAIRN_OK; i++) {
         st = check_stage(&stages[i], unit_of(t), t->corpus);
         t->steps += stages[i].steps;
@@ -332,8 +364,7 @@ static cairn_status make_window(const cairn_trainer *t, const cairn_train_stage 
     const uint32_t C = block_tokens_of(t);
     const size_t tokens = cairn_lesson_tokens(stage->window, C);
     cairn_random random = random_of(t, number);
-    cairn_status st = cairn_lesson_make(&lane->lesson, t->corpus, stage, &random,
-                                        tokens * (t->vocab.model != NULL ? BYTES_PER_TOKEN : 1));
+    cairn_status st = cairn_lesson_make(&lane->lesson, t->corpus, stage, &random, lesson_bytes(t, tokens));
     return st == CAIRN_OK ? cairn_lesson_to_window(&lane->lesson, &t->vocab, C, stage->window, &lane->window) : st;
 }
 

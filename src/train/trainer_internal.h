@@ -24,6 +24,7 @@ struct cairn_trainer {
     const cairn_model *source; /* the model it began with, or NULL */
     cairn_lesson_vocab vocab;
     const cairn_corpus *corpus;
+    double bytes_per_token; /* of lessons */
     cairn_train_stage *stages;
     size_t n_stages;
     uint64_t steps; /* of all stages */

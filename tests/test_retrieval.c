@@ -163,6 +163,8 @@ static void what_a_session_lets_its_indexes_learn_changes_no_bit(void **state)
         assert_ok(cairn_session_trace_enable(s, true));
         world_feed(&w, s, 0, w.rows - TAIL, 500, &r, &recs[run]);
         world_feed(&w, s, w.rows - TAIL, w.rows, 1, &r, &recs[run]);
+        const size_t of_a_head = sizeof(attn_lore) + ATTN_QUERIES_KEPT * D * sizeof(float);
+        assert_int_equal(s->step.lore_bytes, run == 0 ? 2 * of_a_head : 0);
         size_t learnt = 0; /* heads; of random ones not each finds that it pays */
         for (size_t h = 0; h < 2; h++) {
             const cairn_index *index = s->landmarks.parts[0].index[h];

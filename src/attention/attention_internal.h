@@ -174,6 +174,7 @@ typedef struct attn_step { /* buffers kept between steps */
     int64_t *shared; /* scopes HEAD and TOKEN: chosen blocks, see select.c */
     size_t cap_shared;
     attn_lore *lore;      /* (layers, kv_heads); NULL before an index wants it */
+    size_t lore_bytes;    /* of all that */
     uint64_t learn_bytes; /* what all that indexes learn may take; set by the session */
     cairn_step_stats stats;
     double *block_mass; /* per logical block, when sources are wanted; owned by the session */

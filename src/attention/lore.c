@@ -36,6 +36,7 @@ void attn_lore_wipe(attn_step *step)
     for (size_t i = 0; i < n; i++) cairn_free(step->lore[i].queries);
     cairn_free(step->lore);
     step->lore = NULL;
+    step->lore_bytes = 0;
 }
 
 /* All heads of a layer have as many rows. */
@@ -53,9 +54,13 @@ cairn_status attn_lore_keep(attn_step *step, const attn_chunk *chunk, const attn
     if (!learns(step, chunk->layer)) return CAIRN_OK;
     for (size_t p = 0; p < line->n_parts; p++) wanted = wanted || may_learn(step, line, chunk->layer, p);
     if (!wanted) return CAIRN_OK;
-    if (step->lore == NULL &&
-        (step->lore = cairn_calloc((size_t)shape->layers * shape->kv_heads, sizeof *step->lore)) == NULL)
-        return cairn_fail(CAIRN_NO_MEMORY, "queries of %u layers", (unsigned)shape->layers);
+    if (step->lore == NULL) {
+        const size_t heads = (size_t)shape->layers * shape->kv_heads;
+        if (heads * (sizeof *step->lore + ATTN_QUERIES_KEPT * dim * sizeof(float)) > step->learn_bytes) return CAIRN_OK;
+        if ((step->lore = cairn_calloc(heads, sizeof *step->lore)) == NULL)
+            return cairn_fail(CAIRN_NO_MEMORY, "queries of %u layers", (unsigned)shape->layers);
+        step->lore_bytes = heads * sizeof *step->lore;
+    }
     uint32_t take = chunk->rows < ATTN_QUERIES_KEPT ? chunk->rows : ATTN_QUERIES_KEPT;
     const attn_group *group = chunk->groups;
     for (uint32_t i = 0; i < take; i++) {
@@ -66,9 +71,11 @@ cairn_status attn_lore_keep(attn_step *step, const attn_chunk *chunk, const attn
         size_t position = attn_landmark_position(step, r.far_delta, group->offset0 + (row - group->row0));
         for (uint32_t h = 0; h < shape->kv_heads; h++) {
             attn_lore *lore = attn_lore_of(step, chunk->layer, h);
-            if (lore->queries == NULL &&
-                (lore->queries = cairn_alloc_array(ATTN_QUERIES_KEPT, dim * sizeof *lore->queries)) == NULL)
-                return cairn_fail(CAIRN_NO_MEMORY, "queries of layer %u", (unsigned)chunk->layer);
+            if (lore->queries == NULL) {
+                if ((lore->queries = cairn_alloc_array(ATTN_QUERIES_KEPT, dim * sizeof *lore->queries)) == NULL)
+                    return cairn_fail(CAIRN_NO_MEMORY, "queries of layer %u", (unsigned)chunk->layer);
+                step->lore_bytes += ATTN_QUERIES_KEPT * dim * sizeof *lore->queries;
+            }
             attn_turned(step, lore->queries + lore->kept % ATTN_QUERIES_KEPT * dim,
                         attn_query(step, chunk, h, row, (uint32_t)(lore->kept % per)), position);
             lore->kept++;

@@ -155,7 +155,7 @@ cairn_status session_budget(cairn_session *s)
 {
     s->step.learn_bytes = UINT64_MAX;
     if (s->fetch == NULL) return CAIRN_OK;
-    uint64_t landmarks = landmarks_bytes(&s->landmarks);
+    uint64_t landmarks = landmarks_bytes(&s->landmarks) + s->step.lore_bytes;
     uint64_t own = s->opt.ram_bytes / 4 > s->own.ram_bytes ? s->own.ram_bytes : s->opt.ram_bytes / 4;
     if (s->writer !=
         NULL) { /* a commit holds its blocks twice; a fixed share, so that the tier need not breathe with it */
@@ -167,6 +167,7 @@ cairn_status session_budget(cairn_session *s)
     bool tier = cairn_fetch_mode_used(s->fetch) == CAIRN_FETCH_READ;
     if (rest < (tier ? TIER_LEAST : 1)) { /* what makes searches faster goes first */
         landmarks_unlearn(&s->landmarks);
+        attn_lore_wipe(&s->step);
         uint64_t less = landmarks - landmarks_bytes(&s->landmarks);
         landmarks -= less;
         used -= less;

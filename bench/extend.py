@@ -50,7 +50,8 @@ def ask(model, length):
     return f"{cell['right']}/{cell['asked']}"
 
 
-shape = {"width": 192, "layers": 4, "heads": 6, "kv_heads": 6, "head_dim": 32, "hidden": 512, "seed": 1, "threads": 2}
+shape = {"width": 192, "layers": 4, "heads": 3, "kv_heads": 3, "head_dim": 64, "hidden": 512, "rope_theta": 1000000,
+         "seed": 1, "threads": 2}
 lesson = {"text": 0, "short_form": 0.5, "plain": 0.6, "said": 0.3, "interleaved": 0.5, "grass": 0.05, "numbers": 0.05,
           "text_weight": 0.3, "answer_weight": 5}
 few = opt.quick
@@ -66,7 +67,7 @@ second = [{"name": "landmarks", "steps": steps, "window": W, "windows": 8, "warm
            "floor": 0.05, "dense": 0.3, "facts": 4, "questions": 6, "guide": 0.5, **lesson, "numbers": 0.15}]
 landmarks = train("landmarks", {**shape, "attention": "landmark", "block_tokens": BLOCK - 1, "clamp_blocks": 3,
                                 "window_blocks": 1, "top_k": 4, "local_layers": 1, "local_window_blocks": 1,
-                                "guided_layer": 2, "guided_heads": 3, "remembered": 1024},
+                                "guided_layer": 2, "guided_heads": 2, "remembered": 2048},
                   second, "--init", ordinary)
 more = tokens(second, False)
 print(f"window W = {W} slots; ordinary model: {seen:,} tokens; with landmarks: {more:,} more ({100 * more / seen:.1f} %)\n")

@@ -626,7 +626,7 @@ static void list_stat_and_show_describe_what_is_there(void **state)
     o = cairn_run("stat", fx.store);
     assert_code(o, 0);
     static const char *const words[] = {
-        "4 layers (1 to 3 stored)", "6 KV heads of 32", "blocks of 63 tokens", "f16", "segment", "tiers", "SEGMENT"};
+        "4 layers (1 to 3 stored)", "3 KV heads of 64", "blocks of 63 tokens", "f16", "segment", "tiers", "SEGMENT"};
     for (size_t i = 0; i < 6; i++) assert_says(o->out, words[i]);
     o = cairn_run("stat", fx.store, "book", "--json");
     json_t *root = command_json(o);
@@ -728,7 +728,7 @@ static void verify_says_what_it_looked_at(void **state)
     assert_code(o, 0);
     json_t *root = command_json(o);
     assert_true(json_is_true(json_object_get(root, "sound")));
-    assert_true(json_number(root, "tiles") >= 142 * 18);
+    assert_true(json_number(root, "tiles") >= 142 * 9);
     json_decref(root);
     assert_says(cairn_run("verify", fx.store)->out, "sound");
 }

@@ -155,7 +155,7 @@ static void a_table_names_machine_ways_and_the_device(void **state)
 
 static void a_step_reads_what_is_selected_whatever_is_stored(void **state)
 {
-    enum { C = 63, HEADS = 6, LAYERS = 3, PAYLOAD = 2 * 2 * C * 32 }; /* of the demo model; its first layer is local */
+    enum { C = 63, HEADS = 3, LAYERS = 3, PAYLOAD = 2 * 2 * C * 64 }; /* of the demo model; its first layer is local */
     (void)state;
     json_t *root = report(cairn_run("bench", "decode", WITH_TEXT, "--tokens", "1K,4K", "--steps", "10", "--cold", "2",
                                     "--threads", "1", "--json", "--plot", fx.plot),

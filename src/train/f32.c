@@ -37,6 +37,10 @@ enum { GEMM_SCRATCH = CAIRN_GEMM_SCRATCH };
 
 #include "body_attention.h"
 
+#include "body_guide.h"
+
+#include "body_attend.h"
+
 #include "body_dense.h"
 
 #include "body_model.h"

@@ -140,6 +140,10 @@ enum { GEMM_SCRATCH = 0 };
 
 #include "body_attention.h"
 
+#include "body_guide.h"
+
+#include "body_attend.h"
+
 #include "body_dense.h"
 
 #include "body_model.h"

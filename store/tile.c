@@ -214,7 +214,7 @@ cairn_status store_landmark_check(const cairn_geometry *geometry, uint64_t segme
  *       10     2   kv_head
  *       12     2   tokens         T, rows of K and of V
  *       14     2   head_dim       D
- *       16     8   first_token    stream position of row 0 when it was written
+ *       16     8   first_token    stream position of row 0, in every context that has the block
  *       24     8   payload_bytes  2 * T * D * element size (+ 4 * (D + T) of scales for q8), or the record is corrupt
  *       32     8   hash           XXH3-64 over [0, 32) and [48, end)
  *       40     8   reserved       0, or the record is from a future we do not know
@@ -226,7 +226,8 @@ cairn_status store_landmark_check(const cairn_geometry *geometry, uint64_t segme
  * never fits, so every tile has pages of its own, whose place in the file is known without reading them. Tiles of real
  * models are larger and carry none. The payload is read in place, so the build refuses big-endian hosts.
  *
- * Segment and block are not in the header: compact moves tiles without rewriting them. */
+ * Segment and block are not in the header: compact moves tiles without rewriting them. first_token is the same in every
+ * context that has the block, so whoever knows the place knows whether LMDB led to the right tile. */
 enum {
     TILE_VERSION = 4,
     TILE_DTYPE = 6,
@@ -317,8 +318,13 @@ cairn_status store_tile_parse(const cairn_geometry *geometry, uint32_t page_byte
 
     size_t half = (size_t)tokens * dim * cairn_dtype_size((cairn_dtype)dtype); /* <= 4096 * 1024 * 4 */
     const uint8_t *keys = p + TILE_HEADER_BYTES;
-    *out = (cairn_tile_view){
-        .id = id, .dtype = (cairn_dtype)dtype, .tokens = tokens, .head_dim = dim, .keys = keys, .values = keys + half};
+    *out = (cairn_tile_view){.id = id,
+                             .dtype = (cairn_dtype)dtype,
+                             .tokens = tokens,
+                             .head_dim = dim,
+                             .first_token = cairn_get_le64(p + TILE_FIRST),
+                             .keys = keys,
+                             .values = keys + half};
     if (dtype == CAIRN_Q8) {
         /* head_dim is even, so 2 * T * D is a multiple of 4 and the scales are aligned when the payload is */
         out->key_scales = (const void *)(keys + 2 * half);

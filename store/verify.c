@@ -53,9 +53,11 @@ typedef struct verification {
     size_t contexts_n, contexts_room;
     uint64_t next_context, next_segment; /* the counters; 0 = unreadable */
 
-    store_db db;      /* of the walk that runs */
-    size_t at;        /* segment whose records come next, */
-    uint64_t ordinal; /* and which of them: see block_record */
+    store_db db;             /* of the walk that runs */
+    size_t at;               /* segment whose records come next, */
+    uint64_t ordinal;        /* and which of them: see block_record */
+    cairn_tile_id last_tile; /* that was looked at, of this segment, */
+    uint64_t last_first;     /* and where it begins */
 } verification;
 
 static void report(verification *v, uint64_t records, const char *sentence)
@@ -358,6 +360,21 @@ static bool tile_size_is_possible(const verification *v, uint32_t bytes)
     return false;
 }
 
+/* Tiles of a block begin at the same token, those of a later one later: LMDB's pages carry no checksum, and a wrong
+ * page number may lead to another tile of the same layer and head. */
+static void check_place(verification *v, cairn_tile_id id, uint64_t first)
+{
+    const cairn_tile_id last = v->last_tile;
+    const bool known = last.segment == id.segment; /* ids begin at 1 */
+    if (first % v->geometry->block_tokens != 0 || (known && id.block == last.block && first != v->last_first) ||
+        (known && id.block > last.block && first < v->last_first + v->geometry->block_tokens))
+        damaged(v, "segment %llu block %u layer %u head %u: begins at token %llu, after block %u's %llu",
+                (unsigned long long)id.segment, id.block, id.layer, id.head, (unsigned long long)first, last.block,
+                (unsigned long long)v->last_first);
+    v->last_tile = id;
+    v->last_first = first;
+}
+
 static void check_tile(verification *v, cairn_tile_id id, uint64_t ordinal, const page_value *value)
 {
     v->report->tiles++;
@@ -371,9 +388,11 @@ static void check_tile(verification *v, cairn_tile_id id, uint64_t ordinal, cons
     if (!v->deep && ordinal % per_block(v) != id.block % per_block(v)) return;
     size_t bytes = v->deep ? value->bytes : TILE_HEADER_BYTES;
     const uint8_t *record = fetch_value(v, value, bytes);
-    if (record != NULL &&
-        store_tile_parse(v->geometry, v->file.page_bytes, id, record, bytes, value->bytes, v->deep, NULL) != CAIRN_OK)
+    if (record == NULL) return;
+    if (store_tile_parse(v->geometry, v->file.page_bytes, id, record, bytes, value->bytes, v->deep, NULL) != CAIRN_OK)
         report(v, 1, cairn_last_error());
+    else
+        check_place(v, id, store_tile_first_token(record));
 }
 
 static void check_block(verification *v, uint64_t segment, uint32_t block, const page_value *value)

@@ -5,6 +5,8 @@
  */
 #include "twin.h"
 
+#include "store_swap.h"
+
 #include <context_internal.h>
 #include <index_internal.h>
 
@@ -179,6 +181,53 @@ static void what_a_session_lets_its_indexes_learn_changes_no_bit(void **state)
     record_wipe(&recs[0]);
     record_wipe(&recs[1]);
     world_wipe(&w);
+}
+
+/* Every hash is right, and no page is used twice. */
+static void a_tile_in_anothers_place_is_an_error_in_every_context_that_has_it(void **state)
+{
+    (void)state;
+    enum { OLD = 8 };
+    test_random r = {33};
+    for (int mode = CAIRN_FETCH_MAP; mode <= CAIRN_FETCH_READ; mode++) {
+        world w;
+        const world_spec spec = {2, 2, 2, 16, 6, CAIRN_POSITION_CLAMPED, false, false, (size_t)(OLD + 1) * 7};
+        const char *names[] = {"other", "book", "part"};
+        char *dir = test_make_dir();
+        uint64_t id;
+        float out[2 * 16];
+        world_init(&w, &r, &spec);
+        cairn_store *store = world_store(&w, dir, "store", CAIRN_F32);
+        for (int i = 0; i < 2; i++) {
+            assert_ok(cairn_context_create(store, names[i], &id));
+            world_write_blocks(&w, store, names[i], 0, i == 0 ? 3 : OLD);
+        }
+        assert_ok(cairn_context_fork(store, "book", "part", 5 * 6, &id));
+        for (int swapped = 0; swapped < 2; swapped++) {
+            if (swapped) swap_tiles(store, (cairn_tile_id){2, 1, 1, 1}, (cairn_tile_id){2, 4, 1, 1});
+            for (int first = 1; first < 3; first++) { /* a context that goes on, and others beside it */
+                for (size_t n = 1; n <= 2; n++) {
+                    const char *used[] = {n == 1 ? names[first] : names[0], names[first]};
+                    session_spec session = {.contexts = used, .n = n, .fetch = (cairn_fetch_mode)mode};
+                    cairn_session *s = world_session(&w, store, &session);
+                    cairn_status st = CAIRN_OK;
+                    for (uint32_t l = 0; l < 2 && st == CAIRN_OK; l++) {
+                        assert_ok(cairn_session_append(s, l, 1, w.k[l], w.v[l]));
+                        st = cairn_session_attend(s, l, 1, w.q[l], out);
+                    }
+                    assert_int_equal(st, swapped ? CAIRN_CORRUPT : CAIRN_OK);
+                    if (swapped)
+                        assert_non_null(strstr(cairn_last_error(),
+                                               "segment 2 block 1 layer 1 head 1: the tile begins at "
+                                               "token 24, not 6; run verify"));
+                    cairn_session_end(s);
+                }
+            }
+        }
+        world_wipe(&w);
+        cairn_store_close(store);
+        test_remove_dir(dir);
+    }
 }
 
 /* k of n blocks, clamped: the choice by other scores, the output by the reference over that choice. */
@@ -601,6 +650,7 @@ int main(void)
         cmocka_unit_test(keys_and_values_of_unselected_blocks_change_no_bit),
         cmocka_unit_test(equal_landmarks_are_chosen_newest_first_whatever_the_threads_and_chunks),
         cmocka_unit_test(what_a_session_lets_its_indexes_learn_changes_no_bit),
+        cmocka_unit_test(a_tile_in_anothers_place_is_an_error_in_every_context_that_has_it),
         cmocka_unit_test(clamped_retrieval_chooses_the_best_landmarks_and_equals_the_reference_over_them),
         cmocka_unit_test(stingy_retrieval_equals_the_papers_inference_in_plain_loops_in_every_scope),
         cmocka_unit_test(clamped_shared_scopes_choose_by_the_maximum_of_softmaxed_landmark_scores),

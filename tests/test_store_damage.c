@@ -1,5 +1,6 @@
 /* test_store_damage.c - flipped bytes, lost records, torn pages, short files: found, named, survived. */
 #include "store_fixture.h"
+#include "store_swap.h"
 
 #include <pages.h>
 #include <store_internal.h>
@@ -247,6 +248,16 @@ static void lost_records_are_named_one_by_one_or_as_a_run(void **state)
             delete_record(fx, DB_TILE, key, KEY_TILE_BYTES);
         }
     assert_found(fx, true, 3, "segment 1 block 5 layer 2 head 1 to segment 1 block 6 layer 2 head 1: 5 records");
+    fixture_free(fx);
+}
+
+static void tiles_in_each_others_place_are_found(void **state)
+{
+    (void)state;
+    fixture *fx = filled(tiny);
+    swap_tiles(fx->store, (cairn_tile_id){1, 2, 2, 1}, (cairn_tile_id){1, 5, 2, 1});
+    assert_found(fx, true, 3, "segment 1 block 2 layer 2 head 1: begins at token 25, after block 2's 10");
+    assert_found(fx, true, 3, "segment 1 block 5 layer 2 head 1: begins at token 10, after block 5's 25");
     fixture_free(fx);
 }
 
@@ -728,6 +739,7 @@ int main(void)
         cmocka_unit_test(flipped_bytes_of_tokens_and_landmarks_are_found_on_every_read),
         cmocka_unit_test(flipped_bytes_of_the_small_records_are_found_and_named),
         cmocka_unit_test(lost_records_are_named_one_by_one_or_as_a_run),
+        cmocka_unit_test(tiles_in_each_others_place_are_found),
         cmocka_unit_test(records_nobody_refers_to_and_wrong_counts_are_named),
         cmocka_unit_test(a_drop_that_stopped_half_way_is_not_damage_and_sweep_finishes_it),
         cmocka_unit_test(any_page_overwritten_is_survived_and_found_if_it_was_in_use),

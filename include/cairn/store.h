@@ -178,6 +178,7 @@ typedef struct cairn_tile_view { /* borrowed */
     cairn_dtype dtype;
     uint32_t tokens; /* rows of keys and of values */
     uint32_t head_dim;
+    uint64_t first_token;      /* position of row 0 in every context that has the block */
     const void *keys;          /* (tokens, head_dim), rotated by the offset inside the block */
     const void *values;        /* (tokens, head_dim) */
     const float *key_scales;   /* (head_dim), q8 only, else NULL; 4-byte aligned */

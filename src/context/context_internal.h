@@ -149,6 +149,7 @@ struct cairn_session {
     cairn_tile_id *ids;
     float *id_mass;
     size_t *id_at;
+    uint64_t *id_token; /* first token each must begin with */
     size_t n_ids;
     size_t n_requests;
     size_t cap_ids;

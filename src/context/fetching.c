@@ -31,15 +31,18 @@ cairn_status session_reserve_ids(cairn_session *s, size_t n)
     cairn_free(s->ids);
     cairn_free(s->id_mass);
     cairn_free(s->id_at);
+    cairn_free(s->id_token);
     cairn_free(s->direct);
     cairn_free(s->views);
     s->cap_ids = 0;
     s->ids = cairn_alloc_array(n, sizeof *s->ids);
     s->id_mass = cairn_alloc_array(n, sizeof *s->id_mass);
     s->id_at = cairn_alloc_array(n, sizeof *s->id_at);
+    s->id_token = cairn_alloc_array(n, sizeof *s->id_token);
     s->direct = cairn_alloc_array(n, sizeof *s->direct);
     s->views = cairn_alloc_array(n, sizeof *s->views);
-    if (s->ids == NULL || s->id_mass == NULL || s->id_at == NULL || s->direct == NULL || s->views == NULL)
+    if (s->ids == NULL || s->id_mass == NULL || s->id_at == NULL || s->id_token == NULL || s->direct == NULL ||
+        s->views == NULL)
         return cairn_fail(CAIRN_NO_MEMORY, "a batch of %zu tiles", n);
     s->cap_ids = n;
     return CAIRN_OK;
@@ -81,6 +84,7 @@ static cairn_status submit(void *arg, uint32_t layer, const attn_request *reques
                                            .layer = (uint16_t)layer,
                                            .head = (uint16_t)requests[i].head};
         s->id_mass[s->n_ids] = mass[i];
+        s->id_token[s->n_ids] = (requests[i].block - s->contexts[r->context].first) * g->block_tokens;
         s->id_at[s->n_ids++] = i;
         s->direct[i].keys = NULL;
     }
@@ -102,6 +106,13 @@ static cairn_status wait(void *arg, cairn_tile *tiles)
             return cairn_fail(CAIRN_CORRUPT, "segment %llu block %u layer %u head %u: tile of %u x %u",
                               (unsigned long long)v->id.segment, (unsigned)v->id.block, (unsigned)v->id.layer,
                               (unsigned)v->id.head, (unsigned)v->tokens, (unsigned)v->head_dim);
+        if (v->first_token !=
+            s->id_token[i]) /* LMDB's pages carry no checksum: a flipped page number leads elsewhere */
+            return cairn_fail(
+                CAIRN_CORRUPT,
+                "segment %llu block %u layer %u head %u: the tile begins at token %llu, not %llu; run verify",
+                (unsigned long long)v->id.segment, (unsigned)v->id.block, (unsigned)v->id.layer, (unsigned)v->id.head,
+                (unsigned long long)v->first_token, (unsigned long long)s->id_token[i]);
         tiles[s->id_at[i]] = (cairn_tile){.dtype = v->dtype,
                                           .tokens = v->tokens,
                                           .head_dim = v->head_dim,

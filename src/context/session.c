@@ -277,6 +277,7 @@ void cairn_session_end(cairn_session *s)
     cairn_free(s->ids);
     cairn_free(s->id_mass);
     cairn_free(s->id_at);
+    cairn_free(s->id_token);
     cairn_free(s->direct);
     cairn_free(s->views);
     cairn_free(s->spill_scratch);

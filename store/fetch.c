@@ -366,6 +366,12 @@ static cairn_status wait_map(cairn_fetch *f, cairn_tile_view *views)
 
 /* ---- READ ---- */
 
+/* A guess weighs nothing. */
+static float mass_of(const cairn_fetch *f, const float *mass, size_t i)
+{
+    return f->ahead ? 0 : mass != NULL ? mass[i] : 1.0f;
+}
+
 /* Every range gets a slot, and tiles that follow one another in the file become one read. */
 static cairn_status plan_reads(cairn_fetch *f, const cairn_tile_id *ids, const float *mass, cairn_fetch_stats *now)
 {
@@ -375,7 +381,7 @@ static cairn_status plan_reads(cairn_fetch *f, const cairn_tile_id *ids, const f
     for (size_t i = 0; i < f->ranges_n; i++) {
         range r = f->ranges[i];
         item *it = &f->items[r.item];
-        float m = f->ahead ? 0 : mass != NULL ? mass[r.item] : 1.0f;
+        float m = mass_of(f, mass, r.item);
         if (kept > 0 && f->ranges[kept - 1].offset == r.offset) { /* the same tile, named twice */
             it->slot = tier_find(f->tier, ids[r.item], m);
             now->tier_tiles++;
@@ -483,7 +489,7 @@ static cairn_status submit_read(cairn_fetch *f, cairn_snapshot *snap, const cair
     f->ranges_n = 0;
     for (size_t i = 0; i < n; i++) {
         item *it = &f->items[i];
-        it->slot = tier_find(f->tier, ids[i], f->ahead ? 0 : mass != NULL ? mass[i] : 1.0f);
+        it->slot = tier_find(f->tier, ids[i], mass_of(f, mass, i));
         if (it->slot != TIER_NONE) {
             tier_record *known = tier_record_of(f->tier, it->slot);
             if (f->ahead) continue;

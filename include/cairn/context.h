@@ -119,8 +119,9 @@ typedef struct cairn_source { /* a block and the attention mass it got since the
 CAIRN_API void cairn_session_sources_enable(cairn_session *session, bool on);
 CAIRN_API size_t cairn_session_sources(const cairn_session *session, cairn_source *out, size_t cap);
 
-/* Retrieved blocks of the last attend, before anything was foreseen after it: for tests and benches. selected (rows, heads, k): stream or attached block
- * numbers in order of age (stingy) or best first (clamped), -1 = none; slots likewise (stingy; may be NULL). */
+/* Retrieved blocks of the last attend, before anything was foreseen after it: for tests and benches. selected (rows,
+ * heads, k): stream or attached block numbers in order of age (stingy) or best first (clamped), -1 = none; slots
+ * likewise (stingy; may be NULL). */
 CAIRN_API cairn_status cairn_session_trace_enable(cairn_session *session, bool on);
 CAIRN_API cairn_status cairn_session_trace(const cairn_session *session, size_t rows, uint32_t k, int64_t *selected,
                                            int32_t *slots);

@@ -351,8 +351,9 @@ cairn_status store_trees(page_file *file, page_tree *out, void (*damage)(void *,
 /* Every page the trees reach must lie inside the file. All of them are walked, and the free list must name none of
  * them: a flipped bit in a pointer leads to what somebody else uses, or to a page that was this one's before a change
  * and is free now, where every record has the right hash and is the wrong one. Where the trees are large (16 MiB of
- * leaves: half a million tokens of the demo model) the ones of tokens, landmarks and tiles are walked only to their ends, unless the file
- * ends before its last page: LMDB trims nothing, but that is legal when the last pages are free. */
+ * leaves: half a million tokens of the demo model) the ones of tokens, landmarks and tiles are walked only to their
+ * ends, unless the file ends before its last page: LMDB trims nothing, but that is legal when the last pages are free.
+ */
 static cairn_status check_pages(page_file *file)
 {
     page_tree of[DB_COUNT];

@@ -19,7 +19,7 @@ typedef struct bench {
     double *up;      /* (ROWS, HEADS, D) */
     double *grad;    /* as in */
     double bias[HEADS], dbias[HEADS];
-    size_t remembered; /* landmark keys of `earlier`, the newest KEYS of them */
+    size_t remembered; /* landmark keys of `earlier` that compete, the newest */
     cairn_train_guide guide;
     cairn_train_attention_f64 *att;
 } bench;
@@ -150,16 +150,20 @@ static void guidance_and_its_gradient_equal_the_definition(void **state)
     (void)state;
     static const struct {
         size_t remembered, kept;
-        uint32_t distractors;
-    } cases[] = {{0, 0, 0},    /* none */
-                 {KEYS, 0, 0}, /* all five of the earlier window */
-                 {3, 0, 0},    /* the newest three */
-                 {KEYS, KEYS, 2}, {3, 4, 4}, {0, KEYS, 16}};
+        uint32_t distractors, rivals;
+    } cases[] = {{0, 0, 0, 0},    /* none */
+                 {KEYS, 0, 0, 0}, /* all five of the earlier window */
+                 {3, 0, 0, 0},    /* the newest three, as there is room for no more */
+                 {KEYS, 0, 0, 2}, /* the newest two of five */
+                 {4, 0, 0, 3},    /* the newest three of four, in a ring that begins in their midst */
+                 {3, 0, 0, 9},    {KEYS, KEYS, 2, 0}, {3, 4, 4, 1}, {0, KEYS, 16, 0}};
     for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
         bench b;
         bench_init(&b, cases[c].remembered, cases[c].kept);
         b.guide.distractors = cases[c].distractors;
         assert_int_equal(b.remembered, cases[c].remembered);
+        b.guide.rivals = cases[c].rivals;
+        if (cases[c].rivals > 0 && cases[c].rivals < b.remembered) b.remembered = cases[c].rivals;
         double terms = backward(&b, b.in, &b.guide), want = guided_loss(&b);
         expect_below("sum of the terms", fabs(terms - want) / want, 1e-12);
         expect_below("gradient", worst_against_differences(b.grad, b.in, (size_t)ROWS * F, loss, &b), 1e-5);

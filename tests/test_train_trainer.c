@@ -145,7 +145,7 @@ static void answers_are_what_the_text_said_and_guided_rows_point_at_it(void **st
         stage.facts = 6;
         stage.questions = 5;
         cairn_random r = cairn_random_of("test", seed, 0, 0);
-        assert_ok(cairn_lesson_make(&lesson, fx->corpus, &stage, &r, BYTES));
+        assert_ok(cairn_lesson_make(&lesson, fx->corpus, &stage, &r, BYTES, 0));
         assert_int_equal(lesson.n, BYTES);
         for (size_t i = 0; i < BYTES; i++) assert_in_range(lesson.bytes[i], 9, 126);
         for (size_t i = 0; i + 1 < BYTES; i++) { /* every whole answer */
@@ -193,6 +193,47 @@ static void answers_are_what_the_text_said_and_guided_rows_point_at_it(void **st
     assert_true(answers > 500 && guided > 1000 && plain > 100);
     cairn_lesson_wipe(&lesson);
     cairn_lesson_window_wipe(&w);
+}
+
+/* Facts in 200 lessons of blocks of 63 bytes, and how many of them begin within a block so that it ends in their
+ * digits, or so that their digits are among its first four bytes. */
+static void count_cut(const fixture *fx, float cut, size_t *facts, size_t *of_them)
+{
+    enum { BYTES = 1008, C = 63 };
+    cairn_lesson lesson;
+    *facts = *of_them = 0;
+    assert_ok(cairn_lesson_init(&lesson, BYTES));
+    for (uint64_t seed = 0; seed < 200; seed++) {
+        cairn_train_stage stage = mixed_stage();
+        stage.dense = stage.text = stage.said = 0;
+        stage.cut = cut;
+        cairn_random r = cairn_random_of("test", seed, 0, 0);
+        assert_ok(cairn_lesson_make(&lesson, fx->corpus, &stage, &r, BYTES, C));
+        assert_int_equal(lesson.n, BYTES);
+        for (size_t i = 0; i < lesson.n_mentions; i++) {
+            const cairn_mention *m = &lesson.mentions[i];
+            const size_t place = (m->at + 1) % C; /* BOS comes before the text */
+            bool again = false;                   /* "12345 is the pass key." or a question */
+            for (size_t j = 0; j < i; j++) again |= lesson.mentions[j].secret == m->secret;
+            if (again) continue;
+            ++*facts;
+            *of_them += place < 4 || place > C - 5;
+        }
+    }
+    cairn_lesson_wipe(&lesson);
+}
+
+static void blocks_end_in_the_digits_of_as_many_facts_as_a_stage_says(void **state)
+{
+    const fixture *fx = *state;
+    size_t facts, by_chance, cut, all;
+    count_cut(fx, 0, &facts, &by_chance);
+    assert_in_range(100 * by_chance / facts, 8, 18); /* 8 of 63 places */
+    count_cut(fx, 0.5F, &facts, &cut);
+    assert_in_range(100 * cut / facts, 45, 65);
+    count_cut(fx, 1, &facts, &all);
+    print_message("  %zu, %zu, %zu of %zu facts\n", by_chance, cut, all, facts);
+    assert_in_range(100 * all / facts, 75, 100); /* but where the one before has used up the gaps */
 }
 
 /* ---- runs ---- */
@@ -438,6 +479,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         with_fixture(answers_are_what_the_text_said_and_guided_rows_point_at_it),
+        with_fixture(blocks_end_in_the_digits_of_as_many_facts_as_a_stage_says),
         with_fixture(a_resumed_run_is_the_undisturbed_one_bit_for_bit),
         with_fixture(a_small_model_learns_its_text_whatever_the_threads),
         with_fixture(a_model_that_goes_on_is_taught_as_much_in_a_window),

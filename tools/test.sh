@@ -56,14 +56,14 @@ build() {
     return 1
 }
 
-# tests DIR WHAT OPTIONS...: runs ctest, one program at a time if not told otherwise (some measure time), and counts single
-# tests, not programs: cmocka names each in the log. A program that dies, times out or is no cmocka program counts as one.
+# tests DIR WHAT OPTIONS...: runs ctest, a program on each core (none judges a time), and counts single tests, not
+# programs: cmocka names each in the log. A program that dies, times out or is no cmocka program counts as one.
 tests() {
     local dir=$1 what=$2 status n log=$1/Testing/Temporary/LastTest.log
     shift 2
     mkdir -p "${log%/*}" && : >"$log"
     # shellcheck disable=SC2086  # the runner is empty or two words
-    $runner ctest --test-dir "$dir" "$@" | grep -vE '^(Internal ctest|Test project|Total Test time|Label Time|[a-z]+ +=|\(.*\)| *Start)|^$'
+    $runner ctest --test-dir "$dir" -j "$jobs" "$@" | grep -vE '^(Internal ctest|Test project|Total Test time|Label Time|[a-z]+ +=|\(.*\)| *Start)|^$'
     status=${PIPESTATUS[0]}
     n=$(awk '
         / Testing: /        { name = $NF; ok = bad = not = running = 0 }
@@ -118,7 +118,7 @@ if [ -z "$quick" ]; then
     say "address and undefined sanitizers: build"
     if build build-asan -DCMAKE_BUILD_TYPE=None -DCMAKE_C_FLAGS="-O1 -g" -DCMAKE_CXX_FLAGS="-O1 -g" -DCAIRN_SANITIZE=address; then
         say "address and undefined sanitizers: tests"
-        tests build-asan ASan+UBSan -LE slow -j "$jobs" # none of these judges a time
+        tests build-asan ASan+UBSan -LE slow
     fi
     say "thread sanitizer: build and tests that use threads"
     if ! runner=$(thread_sanitizer_runner); then

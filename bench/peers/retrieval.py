@@ -2,8 +2,8 @@
 """A step's attention by Cairn, by plain FAISS and files, and dense in RAM, in turn, at the same shape and lengths.
 
 `cairn bench decode` ingests text and measures the attention of single tokens: search of landmarks, fetch of tiles,
-attention over them, for all layers of the demo model that retrieve (3 layers, 6 heads of 32, k = 4). faiss_files.cpp does
-the same work with what one would take otherwise: a FAISS index for each layer and head, a file and pread, plain loops that
+attention over them, for all layers of the model that retrieve, one query head to a KV head. faiss_files.cpp does the
+same work with what one would take otherwise: a FAISS index for each layer and head, a file and pread, plain loops that
 the compiler vectorises for this machine. Its keys are random; its time does not depend on them, but for IVF's lists.
 
     bench/peers/retrieval.py --corpus PATH [--cairn build/cairn] [--tokens 16K,64K,256K] [--threads 1,2] [--index Flat]
@@ -15,7 +15,6 @@ import argparse, json, os, subprocess, sys, tempfile
 
 here = os.path.dirname(os.path.abspath(__file__))
 root = os.path.dirname(os.path.dirname(here))
-LAYERS, HEADS, HEAD_DIM, K = 3, 6, 32, 4  # of the demo model: its first layer is local
 
 ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 ap.add_argument("--corpus", action="append", required=True)
@@ -51,9 +50,13 @@ with tempfile.TemporaryDirectory(prefix="cairn-peer-", dir=opt.dir) as work:
     for threads in opt.threads.split(","):
         ours = run(opt.cairn, "bench", "decode", "-m", opt.model, "--held-out", 1, *corpus, "--tokens", opt.tokens, "--threads",
                    threads, "--steps", opt.steps, "--cold", opt.cold, "--dir", work, "--json")
+        shape = ours["model"]["attention"]
+        if shape["heads"] != shape["kv_heads"] or shape["block_tokens"] != 63:
+            sys.exit("retrieval.py: the peer knows one query head to a KV head and blocks of 63 tokens")
         for cell in ours["cells"]:
             for index in opt.index.split():
-                theirs = run(peer, os.path.join(work, "tiles"), cell["tokens"], LAYERS, HEADS, HEAD_DIM, K, index, opt.steps,
+                theirs = run(peer, os.path.join(work, "tiles"), cell["tokens"],
+                             shape["layers"] - shape["local_layers"], shape["heads"], shape["head_dim"], shape["top_k"], index, opt.steps,
                              opt.cold, threads)
                 rows.append(dict(tokens=cell["tokens"], threads=int(threads), index=index,
                                  cairn_warm=cell["warm"]["attention_seconds"]["median"],

@@ -90,6 +90,9 @@ typedef struct cairn_train_stage {
     float answer_weight;
     float guide;          /* weight of guidance (docs/training.md) beside those, 0 = none: no distractors either */
     uint32_t distractors; /* blocks of earlier windows that a guided row sees beside its own window, at most 16 */
+    uint32_t rivals;      /* remembered landmark keys that compete, the newest; 0 = all */
+    float cut;            /* share of facts hidden in text that are moved so that a block ends in their digits or just
+                             before them, which chance does to one in eight (63 bytes a block; places are in bytes) */
 } cairn_train_stage;
 CAIRN_API void cairn_train_stage_init(cairn_train_stage *stage); /* text alone, at rates known to train */
 

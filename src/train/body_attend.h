@@ -127,6 +127,7 @@ double TRAIN(attend_backward)(TRAIN(attention) * att, uint32_t layer, size_t row
         const size_t kv = h / group * D, ring = layer * att->kv_heads + h / group;
         const bool tells = guides && h < guide->heads;
         const real *q = in->q + h * D;
+        const TRAIN(rivals) rivals = tells ? rivals_of(att, ring, guide) : (TRAIN(rivals)){0};
         if (h % group == 0) {
             take_head(att, rows, in->k + kv, in->v + kv, ld, true);
             memset(att->dkeys, 0, rows * D * sizeof *att->dkeys);
@@ -150,7 +151,7 @@ double TRAIN(attend_backward)(TRAIN(attention) * att, uint32_t layer, size_t row
             dbias[h] += groups_backward(att, &qb, told, distractors > 0 ? next - from : 0, ring, dout_block, ld_out);
             for (size_t i = from; tells && i < next; i++)
                 guided +=
-                    (double)guide->weight * guide_row(att, &qb, &guide->rows[i], ring, q + guide->rows[i].row * ld,
+                    (double)guide->weight * guide_row(att, &qb, &guide->rows[i], &rivals, q + guide->rows[i].row * ld,
                                                       bias[h], (real)(scale * (double)guide->weight), &dbias[h]);
             own_backward(att, &qb, dout_block, ld_out);
             landmarks_backward(att, &qb);

@@ -175,15 +175,39 @@ static real distractors_backward(TRAIN(attention) * att, size_t j, size_t ring, 
 
 /* ---- guidance ---- */
 
-/* Scores of what is remembered by att->turned; returns the sum of exp(score + bias - lnz), each left in memory.scores.
- */
-static real score_memory(TRAIN(attention) * att, size_t ring, real bias, real lnz)
+typedef struct TRAIN(
+    rivals) {                 /* the newest remembered keys of a ring, which compete: some up to its end, then from 0 */
+    const real *begin, *from; /* of the ring; of them */
+    size_t n, till_end;
+} TRAIN(rivals);
+
+static TRAIN(rivals) rivals_of(const TRAIN(attention) * att, size_t ring, const cairn_train_guide *guide)
 {
-    TRAIN(memory) *m = &att->memory;
-    const size_t D = att->D, n = m->room == 0 ? 0 : m->seen[ring] < m->room ? m->seen[ring] : m->room;
-    if (n == 0) return 0;
-    vec_matvec(att->kernels, m->scores, m->keys + ring * m->room * D, D, n, att->turned);
-    return vec_exp(att->kernels, m->scores, lnz - bias, n);
+    const TRAIN(memory) *m = &att->memory;
+    const size_t all = m->room == 0 ? 0 : m->seen[ring] < m->room ? m->seen[ring] : m->room;
+    const size_t n = guide->rivals > 0 && guide->rivals < all ? guide->rivals : all;
+    const size_t at = n < all ? (m->seen[ring] - n) % m->room : 0;
+    const real *begin = m->keys + ring * m->room * att->D;
+    return (TRAIN(rivals)){begin, begin + at * att->D, n, n < m->room - at ? n : m->room - at};
+}
+
+/* Scores of rivals by att->turned; returns the sum of exp(score + bias - lnz), each left in memory.scores. */
+static real score_rivals(TRAIN(attention) * att, const TRAIN(rivals) * r, real bias, real lnz)
+{
+    real *scores = att->memory.scores;
+    if (r->n == 0) return 0;
+    vec_matvec(att->kernels, scores, r->from, att->D, r->till_end, att->turned);
+    if (r->n > r->till_end)
+        vec_matvec(att->kernels, scores + r->till_end, r->begin, att->D, r->n - r->till_end, att->turned);
+    return vec_exp(att->kernels, scores, lnz - bias, r->n);
+}
+
+/* Adds the sum of their keys, each times its number in memory.scores, to `to`. */
+static void add_rivals(TRAIN(attention) * att, const TRAIN(rivals) * r, real *to)
+{
+    const size_t D = att->D, more = r->n - r->till_end;
+    product(att->kernels, 1, D, r->till_end, att->memory.scores, 1, 1, r->from, D, to, D, true);
+    if (more > 0) product(att->kernels, 1, D, more, att->memory.scores + r->till_end, 1, 1, r->begin, D, to, D, true);
 }
 
 /* Softmax of row j over the tokens of block b. */
@@ -207,14 +231,13 @@ static void row_scores_backward(TRAIN(attention) * att, const query_block *qb, s
  * query goes to att->guided, row j. With p of the softmax over own tokens, landmarks and remembered keys, w_t the
  * slot's weight (p_t, or p_b r_t in a block b), P their sum: dL/dz = p, less the sum of w_t / P in that block; dL/dy_t
  * of a block is its share of P times r_t, less w_t / P. */
-static double guide_row(TRAIN(attention) * att, const query_block *qb, const cairn_train_guided *row, size_t ring,
-                        const real *q, real bias, real weight, real *dbias)
+static double guide_row(TRAIN(attention) * att, const query_block *qb, const cairn_train_guided *row,
+                        const TRAIN(rivals) * rivals, const real *q, real bias, real weight, real *dbias)
 {
-    TRAIN(memory) *m = &att->memory;
-    const size_t D = att->D, B = att->B, n = m->room == 0 ? 0 : m->seen[ring] < m->room ? m->seen[ring] : m->room;
+    const size_t D = att->D, B = att->B;
     const size_t j = row->row - qb->first;
     turn(att, &att->of_queries, att->turned, q, att->A * B + j, false);
-    const real others = score_memory(att, ring, bias, att->lnz[j]), total = att->inside[j] + others;
+    const real others = score_rivals(att, rivals, bias, att->lnz[j]), total = att->inside[j] + others;
     const real part = weight / total;
     const real *own = att->own + j * B;
     real *down = att->down + j * B, share = 0; /* P, but for 1 / total */
@@ -249,8 +272,8 @@ static double guide_row(TRAIN(attention) * att, const query_block *qb, const cai
         r[t - b * B] -= of_slot;
         row_scores_backward(att, qb, b, j, r);
     }
-    vec_scale(att->kernels, m->scores, part, n);
-    product(att->kernels, 1, D, n, m->scores, 1, 1, m->keys + ring * m->room * D, D, att->guided + j * D, D, true);
+    vec_scale(att->kernels, att->memory.scores, part, rivals->n);
+    add_rivals(att, rivals, att->guided + j * D);
     *dbias += part * others;
     return -log((double)(share / total));
 }

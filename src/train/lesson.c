@@ -56,6 +56,7 @@ typedef struct writer {
     const cairn_train_stage *stage;
     cairn_random *random;
     size_t end;
+    size_t block; /* bytes of a block, 0 = there are none */
 } writer;
 
 static bool chance(writer *w, float share)
@@ -199,7 +200,7 @@ static cairn_status make_dense(writer *w)
 
 /* ---- sparse lessons: facts and questions hidden in text ---- */
 
-enum { EVENTS_MAX = 512 };
+enum { EVENTS_MAX = 512, FIRST_TOKENS = 4 };
 
 typedef struct event {
     uint32_t secret;
@@ -270,24 +271,42 @@ static void make_gaps(writer *w, size_t rest, size_t *gaps, size_t n)
     for (size_t i = 0; i <= n; i++) gaps[i] = sum > 0 ? (size_t)((double)rest * shares[i] / sum) : 0;
 }
 
+/* How much longer the gap before a fact must be for its digits to begin among the first tokens of a block, away from
+ * most of their sentence, or so late that they end in the next one. BOS is the first token of the first block. */
+static size_t to_a_cut(writer *w, size_t gap, const event *e)
+{
+    char sentence[SENTENCE_MAX];
+    const size_t digits = cairn_sentence_write(e->kind, &w->lesson->secrets[e->secret], true, sentence);
+    const size_t at = (1 + w->lesson->n + gap + digits) % w->block;
+    const size_t wanted =
+        w->block + FIRST_TOKENS - 1 - cairn_random_below(w->random, FIRST_TOKENS + CAIRN_RECALL_DIGITS - 1);
+    return (wanted + w->block - at) % w->block;
+}
+
 static cairn_status make_sparse(writer *w)
 {
     plan p;
-    size_t gaps[EVENTS_MAX + 1];
+    size_t gaps[EVENTS_MAX + 1], owed = 0; /* by the gaps to come */
     cairn_status st = CAIRN_OK;
     make_plan(w, &p);
     make_gaps(w, p.bytes < w->end ? w->end - p.bytes : 0, gaps, p.n);
     for (size_t i = 0; i < p.n && st == CAIRN_OK; i++) {
-        st = put_filling(w, gaps[i]);
+        const size_t paid = gaps[i] < owed ? gaps[i] : owed;
+        size_t gap = gaps[i] - paid;
+        owed -= paid;
+        if (w->block > 0 && w->stage->cut > 0 && owed == 0 && p.events[i].kind == CAIRN_SAYS &&
+            chance(w, w->stage->cut))
+            gap += owed = to_a_cut(w, gap, &p.events[i]);
+        st = put_filling(w, gap);
         put_sentence(w, p.events[i].kind, p.events[i].secret);
     }
     return st == CAIRN_OK ? put_filling(w, w->end - w->lesson->n) : st;
 }
 
 cairn_status cairn_lesson_make(cairn_lesson *lesson, const cairn_corpus *corpus, const cairn_train_stage *stage,
-                               cairn_random *random, size_t bytes)
+                               cairn_random *random, size_t bytes, size_t block)
 {
-    writer w = {lesson, corpus, stage, random, bytes < lesson->room ? bytes : lesson->room};
+    writer w = {lesson, corpus, stage, random, bytes < lesson->room ? bytes : lesson->room, block};
     lesson->n = lesson->n_mentions = lesson->n_secrets = 0;
     const double draw = cairn_random_unit(random);
     if (draw < (double)stage->text) return put_text(&w, w.end, 1);

@@ -24,9 +24,10 @@ typedef struct cairn_lesson {
 
 cairn_status cairn_lesson_init(cairn_lesson *lesson, size_t room);
 void cairn_lesson_wipe(cairn_lesson *lesson);
-/* A new lesson of exactly `bytes` (at most its room). */
+/* A new lesson of exactly `bytes` (at most its room) for blocks of `block` bytes, 0 = none: those that a stage's `cut`
+ * is about. */
 cairn_status cairn_lesson_make(cairn_lesson *lesson, const cairn_corpus *corpus, const cairn_train_stage *stage,
-                               cairn_random *random, size_t bytes);
+                               cairn_random *random, size_t bytes, size_t block);
 
 /* What bytes become: tokens of a model, or without one byte b as the token 3 + b of the byte vocabulary. */
 typedef struct cairn_lesson_vocab {

@@ -167,6 +167,7 @@ typedef struct cairn_train_guide {
     bool remember;         /* this window's blocks join those of earlier ones */
     const uint8_t *forget; /* (blocks) 1 = not this one: it answers questions of other windows too; NULL = none */
     uint32_t distractors;  /* at most that many for a row */
+    uint32_t rivals;       /* remembered landmark keys that compete, the newest; 0 = all */
 } cairn_train_guide;
 
 /* One window: it starts at a block, has its landmarks in place if there are any and is at most what the model has room

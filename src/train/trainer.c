@@ -84,6 +84,7 @@ static cairn_status check_stage(const cairn_train_stage *s, uint32_t unit, const
                   {"short_form", s->short_form},
                   {"grass", s->grass},
                   {"numbers", s->numbers},
+                  {"cut", s->cut},
                   {"floor", s->floor}};
     cairn_status st = check_count(s, "steps", s->steps, 1, UINT32_MAX);
     if (st == CAIRN_OK) st = check_count(s, "window", s->window, 2 * (uint64_t)unit, WINDOW_MAX);
@@ -364,7 +365,7 @@ static cairn_status make_window(const cairn_trainer *t, const cairn_train_stage 
     const uint32_t C = block_tokens_of(t);
     const size_t tokens = cairn_lesson_tokens(stage->window, C);
     cairn_random random = random_of(t, number);
-    cairn_status st = cairn_lesson_make(&lane->lesson, t->corpus, stage, &random, lesson_bytes(t, tokens));
+    cairn_status st = cairn_lesson_make(&lane->lesson, t->corpus, stage, &random, lesson_bytes(t, tokens), C);
     return st == CAIRN_OK ? cairn_lesson_to_window(&lane->lesson, &t->vocab, C, stage->window, &lane->window) : st;
 }
 
@@ -390,7 +391,8 @@ static void run_lane(void *arg, size_t item, size_t worker)
                                          .weight = j->stage->guide,
                                          .remember = true,
                                          .forget = w->plain_blocks,
-                                         .distractors = j->stage->distractors};
+                                         .distractors = j->stage->distractors,
+                                         .rivals = j->stage->rivals};
         const bool guides = j->stage->guide > 0 && t->opt.attention == CAIRN_TRAIN_LANDMARK;
         const cairn_train_window window = {w->slots, w->targets, w->weights, w->rows, guides ? &guide : NULL};
         for (size_t i = 0; i < w->rows; i++) lane->weight += w->targets[i] < 0 ? 0 : (double)w->weights[i];

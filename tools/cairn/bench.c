@@ -228,6 +228,16 @@ void bench_print_head(const bench *b)
            b->machine.kernels != NULL ? b->machine.kernels : "no");
 }
 
+static json_t *shape_json(const cairn_attention_shape *shape)
+{
+    uint32_t local = 0;
+    for (uint32_t l = 0; shape->local_layers != NULL && l < shape->layers; l++) local += shape->local_layers[l] != 0;
+    return json_pack("{s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "layers", json_count(shape->layers), "local_layers",
+                     json_count(local), "heads", json_count(shape->heads), "kv_heads", json_count(shape->kv_heads),
+                     "head_dim", json_count(shape->head_dim), "block_tokens", json_count(shape->block_tokens), "top_k",
+                     json_count(shape->top_k));
+}
+
 json_t *bench_json(const bench *b, const char *name, json_t *cells)
 {
     machine m;
@@ -240,6 +250,7 @@ json_t *bench_json(const bench *b, const char *name, json_t *cells)
     json_t *model = json_pack("{s:o, s:o, s:s, s:o}", "file", json_bytes(b->flags->model, strlen(b->flags->model)),
                               "name", json_bytes(b->model.info.name, strlen(b->model.info.name)), "fingerprint", print,
                               "parameters", json_count(b->model.info.parameters));
+    json_object_set_new(model, "attention", shape_json(b->model.shape));
     json_t *corpus = json_pack("{s:o, s:o, s:f}", "files", json_count(cairn_corpus_files(b->corpus)), "held_out_bytes",
                                json_count(b->held_bytes), "held_out", b->flags->held_out);
     json_t *store = b->store == NULL

@@ -245,6 +245,44 @@ static void kinds_are_judged_by_the_exact_one(void **state)
     json_decref(root);
 }
 
+/* Two thirds of it are shared with the context it was forked from. */
+static void a_stored_context_is_judged_as_it_is(void **state)
+{
+    (void)state;
+    enum { SOME = 40 * 63, MORE = 20 * 63 };
+    char *store = test_path(fx.dir, "store"), *file = test_path(fx.dir, "text"), text[SOME];
+    for (int i = 0; i < SOME; i++) text[i] = (char)(' ' + i * i % 89);
+    test_write_file(file, text, SOME);
+    assert_code(cairn_run("ingest", store, "-m", DEMO_MODEL, "-c", "a", file), 0);
+    assert_code(cairn_run("fork", store, "a", "b"), 0);
+    test_write_file(file, text + 500, MORE);
+    assert_code(cairn_run("ingest", store, "-m", DEMO_MODEL, "-c", "b", "--append", file), 0);
+#define OF_STORE "bench", "recall", WITH_TEXT, "--store", store
+    json_t *root = report(cairn_run(OF_STORE, "--context", "b", "--queries", "8", "--heads", "2", "--kind", "exact",
+                                    "--kind", "scan", "--kind", "auto", "--json"),
+                          "recall");
+    assert_int_equal(json_array_size(json_object_get(root, "cells")), 3);
+    for (size_t i = 0; i < 3; i++) {
+        const json_t *cell = json_array_get(json_object_get(root, "cells"), i);
+        assert_int_equal(json_number(cell, "rows"), (SOME + MORE) / 63);
+        assert_int_equal(json_number(cell, "tokens"), SOME + MORE);
+        assert_true(real_of(cell, "recall") == 1 && real_of(cell, "output_bits") >= 0);
+    }
+    json_decref(root);
+
+    const outcome *o = cairn_run(OF_STORE, "--context", "c");
+    assert_code(o, 1);
+    assert_says(o->err, "no context is named 'c'");
+    o = cairn_run(OF_STORE);
+    assert_code(o, 2);
+    assert_says(o->err, "--store and --context go together");
+    o = cairn_run(OF_STORE, "--context", "b", "--tokens", "4K");
+    assert_code(o, 2);
+    assert_says(o->err, "--tokens does not go with it");
+    free(store);
+    free(file);
+}
+
 /* ---- ingest ---- */
 
 static void the_stages_of_ingest_add_up_to_its_time(void **state)
@@ -361,6 +399,7 @@ int main(void)
         cmocka_unit_test(a_step_reads_what_is_selected_whatever_is_stored),
         cmocka_unit_test(attention_is_measured_over_the_tiles_that_were_selected),
         cmocka_unit_test(kinds_are_judged_by_the_exact_one),
+        cmocka_unit_test(a_stored_context_is_judged_as_it_is),
         cmocka_unit_test(the_stages_of_ingest_add_up_to_its_time),
         cmocka_unit_test(a_new_process_reads_little_of_what_is_stored),
         cmocka_unit_test(the_benches_of_all_run_as_processes_and_their_failure_is_passed_on),

@@ -24,6 +24,16 @@ static int make_store(bench *b)
     return st == CAIRN_OK ? -1 : cli_fail_status(b->c, st);
 }
 
+static int open_store(bench *b)
+{
+    cairn_store_options opt;
+    cairn_store_options_init(&opt, sizeof opt);
+    opt.read_only = true;
+    opt.model = b->model.id;
+    cairn_status st = cairn_store_open(b->flags->store, &opt, &b->store);
+    return st == CAIRN_OK ? -1 : cli_fail_status(b->c, st);
+}
+
 /* ---- a run ---- */
 
 static int open_corpus(bench *b, int argc, char **argv)
@@ -43,6 +53,7 @@ static int open_corpus(bench *b, int argc, char **argv)
 int bench_begin(cli *c, const bench_flags *flags, bool landmarks, int argc, char **argv, bench *out)
 {
     *out = (bench){.c = c, .flags = flags, .start_ns = cli_now_ns()};
+    out->context = flags->store != NULL ? flags->context : BENCH_CONTEXT;
     int code = policy_check(c, &flags->policy);
     if (code < 0) code = model_open(c, flags->model, landmarks, &out->model);
     if (code < 0 && !out->model.info.byte_tokens)
@@ -55,6 +66,7 @@ int bench_begin(cli *c, const bench_flags *flags, bool landmarks, int argc, char
     if (code >= 0) return code;
     policy_set(&flags->policy, &out->options.policy);
     cli_catch_signals(); /* from here on there is something to remove */
+    if (flags->store != NULL) return open_store(out);
     return out->model.shape->scheme != CAIRN_POSITION_DENSE ? make_store(out) : -1;
 }
 
@@ -79,7 +91,7 @@ int bench_needs_bytes(const bench *b, uint64_t bytes)
 int bench_stream_begin(bench *b, const cairn_session_options *options, bench_stream *out)
 {
     cairn_session_options opt = *options;
-    const char *names[] = {BENCH_CONTEXT};
+    const char *names[] = {b->context};
     size_t n = b->store != NULL;
     uint64_t id = 0;
     cairn_status st = CAIRN_OK;
@@ -128,7 +140,7 @@ void bench_stream_end(bench_stream *s)
 
 int bench_drop(bench *b)
 {
-    cairn_status st = b->store != NULL ? cairn_context_drop(b->store, BENCH_CONTEXT) : CAIRN_OK;
+    cairn_status st = b->store != NULL ? cairn_context_drop(b->store, b->context) : CAIRN_OK;
     return st == CAIRN_OK ? -1 : cli_fail_status(b->c, st);
 }
 

@@ -10,6 +10,7 @@
 
 typedef struct bench_flags {
     const char *model, *dir;
+    const char *store, *context; /* one that is there already, read alone; NULL = the bench makes its own */
     cli_texts corpus;
     double held_out;
     int dtype; /* cairn_dtype */
@@ -43,7 +44,8 @@ typedef struct bench {
     cairn_corpus *corpus;
     uint64_t held_bytes; /* of the corpus */
     cairn_session_options options;
-    char *dir;                  /* of the store, made for this run */
+    char *dir;                  /* of the store, made for this run; NULL if it was there already */
+    const char *context;        /* what is read and written in it */
     cairn_store *store;         /* NULL for a model without landmarks, which keeps nothing */
     cairn_session_info machine; /* of a session: kernels, threads, index, tiers */
     uint64_t start_ns;
@@ -57,12 +59,12 @@ void bench_end(bench *b);
 /* Fails unless the held-out text has that many bytes. */
 int bench_needs_bytes(const bench *b, uint64_t bytes);
 
-/* A stream that fills context "text", new or going on where it ends; without a store, a stream in memory. */
+/* A stream that fills the bench's context, new or going on where it ends; without a store, a stream in memory. */
 typedef struct bench_stream {
     cairn_session *session;
     cairn_runtime *runtime;
 } bench_stream;
-#define BENCH_CONTEXT "text"
+#define BENCH_CONTEXT "text" /* in a store of its own */
 int bench_stream_begin(bench *b, const cairn_session_options *options, bench_stream *out);
 /* logits (n, vocab) or NULL. What has piled up is committed. */
 int bench_stream_feed(bench *b, bench_stream *s, const cairn_token *tokens, size_t n, float *logits);

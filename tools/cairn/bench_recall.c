@@ -44,6 +44,8 @@ static const cli_option options[] = {
              "the part of it that training left out; 1 = the model never saw any of it (0.05)", 1e-6, 1),
     OPT_NUMBER(CLI_SIZES, "tokens", 0, &flags.tokens, "N,...", "lengths of the text, ascending (64K,256K)", 64,
                UINT64_C(1) << 32),
+    OPT_TEXT("store", 0, &flags.bench.store, "STORE", "ask a stored context instead, as if the text followed it"),
+    OPT_TEXT("context", 0, &flags.bench.context, "NAME", "that one"),
     OPT_NUMBER(CLI_SIZES, "synthetic", 0, &flags.synthetic, "N,...", "tokens' worth of synthetic keys (none)", 64,
                UINT64_C(1) << 32),
     OPT_NUMBER(CLI_U32, "head-dim", 0, &flags.synth.head_dim, "N", "of synthetic keys (128)", 2, 1020),
@@ -95,7 +97,8 @@ typedef struct run_state {
     progress bar;
     cell *cells;
     size_t n_cells;
-    float *dense; /* (queries, vocab) logits when every block is visible */
+    const cairn_token *after; /* what is run after the keys' text */
+    float *dense;             /* (queries, vocab) logits when every block is visible */
 } run_state;
 
 static int no_memory(run_state *r)
@@ -195,18 +198,36 @@ static void take_queries(void *arg, uint32_t layer, uint32_t kv_head, const floa
     }
 }
 
+/* Of the first x->n blocks of the context. */
+static cairn_status load_landmarks(run_state *r, loader *l)
+{
+    cairn_snapshot *snap = NULL;
+    cairn_context_info info;
+    size_t n = 0;
+    cairn_range *ranges = NULL;
+    cairn_status st = cairn_snapshot_begin(r->b.store, &snap);
+    if (st == CAIRN_OK) st = cairn_snapshot_context(snap, r->b.context, &info);
+    if (st == CAIRN_OK) st = cairn_snapshot_ranges(snap, info.id, NULL, 0, &n);
+    if (st == CAIRN_OK && (ranges = malloc((n + 1) * sizeof *ranges)) == NULL) st = CAIRN_NO_MEMORY;
+    if (st == CAIRN_OK) st = cairn_snapshot_ranges(snap, info.id, ranges, n, &n);
+    for (size_t i = 0; i < n && st == CAIRN_OK && l->n < l->x->n; i++) {
+        size_t some = ranges[i].count < l->x->n - l->n ? ranges[i].count : l->x->n - l->n;
+        st = cairn_snapshot_landmarks(snap, ranges[i].segment, ranges[i].first, (uint32_t)some, take_landmarks, l);
+    }
+    cairn_snapshot_end(snap);
+    free(ranges);
+    return st;
+}
+
 /* The text's landmark keys and the queries of the tokens that follow it. */
 static int model_keys(run_state *r, uint64_t tokens, keys *x)
 {
     const cairn_attention_shape *shape = r->b.model.shape;
     const cairn_geometry *g = cairn_store_geometry(r->b.store);
-    cairn_context_info info;
-    cairn_range range;
-    size_t n = 0, pairs = 0;
-    cairn_snapshot *snap = NULL;
+    size_t pairs = 0;
     cairn_session *session = NULL;
     cairn_runtime *runtime = NULL;
-    const char *names[] = {BENCH_CONTEXT};
+    const char *names[] = {r->b.context};
     cairn_session_options opt = r->b.options;
     opt.threads = 1; /* so that queries come one batch after the other */
     opt.index_kind = "scan";
@@ -229,19 +250,14 @@ static int model_keys(run_state *r, uint64_t tokens, keys *x)
              i++, pair++)
             if (h < x->heads && pair == h * pairs / x->heads) x->wanted[h++] = l * shape->kv_heads + i;
     loader load = {.x = x, .first_layer = g->first_layer};
-    cairn_status st = code < 0 ? cairn_snapshot_begin(r->b.store, &snap) : CAIRN_OK;
-    if (code < 0 && st == CAIRN_OK) st = cairn_snapshot_context(snap, BENCH_CONTEXT, &info);
-    if (code < 0 && st == CAIRN_OK) st = cairn_snapshot_ranges(snap, info.id, &range, 1, &n);
-    if (code < 0 && st == CAIRN_OK)
-        st = cairn_snapshot_landmarks(snap, range.segment, range.first, (uint32_t)x->n, take_landmarks, &load);
-    cairn_snapshot_end(snap);
+    cairn_status st = code < 0 ? load_landmarks(r, &load) : CAIRN_OK;
     if (code < 0 && st == CAIRN_OK) st = cairn_session_begin(r->b.store, shape, names, 1, &opt, &session);
+    if (code < 0 && st == CAIRN_OK) cairn_session_info_get(session, &r->b.machine);
     if (code < 0 && st == CAIRN_OK) cairn_session_watch(session, take_queries, x);
     if (code < 0 && st == CAIRN_OK) st = cairn_runtime_begin(r->b.model.model, session, 0, &runtime);
     uint64_t steps = (x->cap + per - 1) / per;
     for (uint64_t i = 0; code < 0 && st == CAIRN_OK && i < steps; i++)
-        st =
-            cairn_runtime_feed(runtime, r->text.tokens + tokens + i, 1, r->dense); /* with logits: the last layer too */
+        st = cairn_runtime_feed(runtime, r->after + i, 1, r->dense); /* with logits: the last layer too */
     cairn_runtime_end(runtime);
     cairn_session_end(session);
     if (code < 0 && st != CAIRN_OK) code = cli_fail_status(r->b.c, st);
@@ -357,13 +373,13 @@ static int measure_kind(run_state *r, const keys *x, const set *exact, const set
 /* ---- what comes of it ---- */
 
 /* Runs the tokens after the text; NULL kind: every block visible, logits are kept; else compared with those. */
-static int run_tokens(run_state *r, uint64_t tokens, const char *kind, samples *out)
+static int run_tokens(run_state *r, const char *kind, samples *out)
 {
     const uint32_t vocab = r->b.model.info.vocab;
     cairn_session_options opt = r->b.options;
     cairn_session *session = NULL;
     cairn_runtime *runtime = NULL;
-    const char *names[] = {BENCH_CONTEXT};
+    const char *names[] = {r->b.context};
     opt.index_kind = kind;
     opt.ram_bytes = UINT64_C(1) << 34;
     if (kind == NULL) opt.policy.top_k = CAIRN_TOP_K_ALL;
@@ -373,7 +389,7 @@ static int run_tokens(run_state *r, uint64_t tokens, const char *kind, samples *
     if (st == CAIRN_OK) st = cairn_runtime_begin(r->b.model.model, session, 0, &runtime);
     for (uint32_t i = 0; st == CAIRN_OK && i < flags.queries && !cli_stopped(); i++) {
         float *dense = r->dense + (size_t)i * vocab;
-        st = cairn_runtime_feed(runtime, r->text.tokens + tokens + i, 1, kind == NULL ? dense : logits);
+        st = cairn_runtime_feed(runtime, r->after + i, 1, kind == NULL ? dense : logits);
         if (kind == NULL || st != CAIRN_OK) continue;
         double most[2] = {dense[0], logits[0]}, sum[2] = {0, 0}, bits = 0;
         for (uint32_t v = 0; v < vocab; v++) {
@@ -419,9 +435,11 @@ static int resolve_auto(run_state *r, const keys *x, const set *exact, cell *of)
         cairn_range range;
         cairn_segment_info segment;
         size_t n = 0;
-        st = cairn_context_reindex(r->b.store, r->b.model.shape, BENCH_CONTEXT, "auto", go_on, NULL);
+        st = CAIRN_OK; /* one that was there already keeps the index it has */
+        if (flags.bench.store == NULL)
+            st = cairn_context_reindex(r->b.store, r->b.model.shape, r->b.context, "auto", go_on, NULL);
         if (st == CAIRN_OK) st = cairn_snapshot_begin(r->b.store, &snap);
-        if (st == CAIRN_OK) st = cairn_snapshot_context(snap, BENCH_CONTEXT, &info);
+        if (st == CAIRN_OK) st = cairn_snapshot_context(snap, r->b.context, &info);
         if (st == CAIRN_OK) st = cairn_snapshot_ranges(snap, info.id, &range, 1, &n);
         if (st == CAIRN_OK) st = cairn_snapshot_segment(snap, range.segment, &segment);
         cairn_snapshot_end(snap);
@@ -439,7 +457,7 @@ static int measure_keys(run_state *r, const keys *x, cell *cells, size_t n)
     bool output = strcmp(x->source, "model") == 0 && !flags.no_output;
     int code = set_new(r, x, "exact", &exact, &unused);
     if (code < 0) code = set_new(r, x, "scan", &scan, &unused);
-    if (code < 0 && output) code = run_tokens(r, x->tokens, NULL, NULL);
+    if (code < 0 && output) code = run_tokens(r, NULL, NULL);
     for (size_t i = 0; code < 0 && i < n; i++) {
         cell *of = &cells[i];
         of->source = x->source;
@@ -450,11 +468,47 @@ static int measure_keys(run_state *r, const keys *x, cell *cells, size_t n)
         snprintf(of->made, sizeof of->made, "%s", of->kind);
         if (strcmp(of->kind, "auto") == 0) code = resolve_auto(r, x, &exact, of);
         if (code < 0) code = measure_kind(r, x, &exact, &scan, of);
-        if (code < 0 && output) code = run_tokens(r, x->tokens, of->made, &of->output);
+        if (code < 0 && output) code = run_tokens(r, of->made, &of->output);
         progress_show(&r->bar, (uint64_t)(of - r->cells) + 1, r->n_cells);
     }
     set_free(&exact);
     set_free(&scan);
+    return code;
+}
+
+/* Texts that are ingested: each length goes on from the one before. */
+static int measure_texts(run_state *r, cli_numbers tokens, size_t n_kinds)
+{
+    const uint32_t C = r->b.model.shape->block_tokens;
+    int code = bench_text_open(&r->b, tokens.items[tokens.n - 1] / C * C + flags.queries + LESSON, &r->text);
+    for (size_t i = 0; code < 0 && i < tokens.n; i++) {
+        const uint64_t whole = tokens.items[i] / C * C;
+        keys x = {0};
+        code = bench_text_grow(&r->text, whole, NULL, NULL);
+        r->after = r->text.tokens + whole;
+        if (code < 0) code = model_keys(r, whole, &x);
+        if (code < 0) code = measure_keys(r, &x, r->cells + i * n_kinds, n_kinds);
+        keys_wipe(&x);
+    }
+    return code;
+}
+
+/* A context that is there already, with the text's begin after it. */
+static int measure_stored(run_state *r, size_t n_kinds)
+{
+    cairn_snapshot *snap = NULL;
+    cairn_context_info info;
+    keys x = {0};
+    cairn_status st = cairn_snapshot_begin(r->b.store, &snap);
+    if (st == CAIRN_OK) st = cairn_snapshot_context(snap, r->b.context, &info);
+    cairn_snapshot_end(snap);
+    if (st != CAIRN_OK) return cli_fail_status(r->b.c, st);
+    const size_t bos = bench_has_bos(&r->b);
+    int code = bench_text_open(&r->b, bos + flags.queries + LESSON, &r->text);
+    r->after = code < 0 ? r->text.tokens + bos : NULL;
+    if (code < 0) code = model_keys(r, info.blocks * r->b.model.shape->block_tokens, &x);
+    if (code < 0) code = measure_keys(r, &x, r->cells, n_kinds);
+    keys_wipe(&x);
     return code;
 }
 
@@ -464,10 +518,11 @@ static int plan_and_measure(run_state *r, int argc, char **argv)
                                           "ivf:nprobe=8", "ivf:nprobe=32", "ivf:nprobe=128"};
     static uint64_t default_tokens[] = {64 << 10, 256 << 10};
     cli_texts kinds = flags.kinds.n > 0 ? flags.kinds : (cli_texts){default_kinds, CLI_COUNT_OF(default_kinds)};
-    cli_numbers none = {0};
-    cli_numbers tokens = flags.bench.model == NULL ? none
-                         : flags.tokens.n > 0      ? flags.tokens
-                                                   : (cli_numbers){default_tokens, 2};
+    cli_numbers none = {0}, stored = {default_tokens, 1}; /* how many are to be measured of it */
+    cli_numbers tokens = flags.bench.model == NULL   ? none
+                         : flags.bench.store != NULL ? stored
+                         : flags.tokens.n > 0        ? flags.tokens
+                                                     : (cli_numbers){default_tokens, 2};
     int code = bench_lengths_check(r->b.c, tokens);
     if (code >= 0) return code;
     r->n_cells = (tokens.n + flags.synthetic.n) * kinds.n;
@@ -477,19 +532,10 @@ static int plan_and_measure(run_state *r, int argc, char **argv)
         snprintf(r->cells[i].kind, sizeof r->cells[i].kind, "%s", kinds.items[i % kinds.n]);
     if (tokens.n > 0) {
         code = bench_begin(r->b.c, &flags.bench, true, argc, argv, &r->b);
-        const uint32_t C = code < 0 ? r->b.model.shape->block_tokens : 1;
         for (size_t i = 0; i < kinds.n && code < 0; i++) code = index_kind_check(r->b.c, kinds.items[i], &r->b.model);
-        if (code < 0)
-            code = bench_text_open(&r->b, tokens.items[tokens.n - 1] / C * C + flags.queries + LESSON, &r->text);
         r->dense = code < 0 ? malloc((size_t)flags.queries * r->b.model.info.vocab * sizeof *r->dense) : NULL;
         if (code < 0 && r->dense == NULL) code = no_memory(r);
-        for (size_t i = 0; code < 0 && i < tokens.n; i++) {
-            keys x = {0};
-            code = bench_text_grow(&r->text, tokens.items[i] / C * C, NULL, NULL);
-            if (code < 0) code = model_keys(r, tokens.items[i] / C * C, &x);
-            if (code < 0) code = measure_keys(r, &x, r->cells + i * kinds.n, kinds.n);
-            keys_wipe(&x);
-        }
+        if (code < 0) code = flags.bench.store != NULL ? measure_stored(r, kinds.n) : measure_texts(r, tokens, kinds.n);
     }
     cli_catch_signals();
     for (size_t i = 0; code < 0 && i < flags.synthetic.n; i++) {
@@ -591,6 +637,10 @@ static int run(cli *c, int argc, char **argv)
         return cli_usage(c, "--model FILE or --synthetic N,... is required: where keys come from");
     if (flags.bench.model != NULL && flags.bench.corpus.n + (size_t)argc == 0)
         return cli_usage(c, "--corpus PATH is required with --model");
+    if ((flags.bench.store != NULL) != (flags.bench.context != NULL))
+        return cli_usage(c, "--store and --context go together");
+    if (flags.bench.store != NULL && (flags.bench.model == NULL || flags.tokens.n > 0))
+        return cli_usage(c, "--store is asked with --model, and --tokens does not go with it");
     int code = plot_begin(c, flags.plot, &r.plot);
     machine_read(&r.machine, ".");
     progress_init(&r.bar, c, "recall");
@@ -625,7 +675,8 @@ const cli_command command_bench_recall = {
     .usage = "[-m MODEL.gguf --corpus PATH] [--synthetic N,...] [options] [PATH...]",
     .about =
         "Searches landmark keys with every kind of index, beside the exact scan. Keys and queries are a model's, of\n"
-        "text that is ingested and of the tokens after it, or synthetic ones of a larger model's shape.\n"
+        "text that is ingested (or of a context that is stored) and of the tokens after it, or synthetic ones of a\n"
+        "larger model's shape.\n"
         "\n"
         "search: of one query, median and quartiles; x scan's: beside the exact scan's in the same run. recall@k: "
         "share\n"

@@ -270,6 +270,21 @@ static void a_stored_context_is_judged_as_it_is(void **state)
     }
     json_decref(root);
 
+    root = report(cairn_run("bench", "decode", WITH_TEXT, "--store", store, "--context", "b", "--steps", "5", "--cold",
+                            "2", "--threads", "1", "--no-dense", "--json"),
+                  "decode");
+    const json_t *cell = json_array_get(json_object_get(root, "cells"), 0);
+    assert_int_equal(json_array_size(json_object_get(root, "cells")), 1);
+    assert_int_equal(json_number(cell, "tokens"), SOME + MORE);
+    assert_samples(json_object_get(cell, "warm"), "seconds", 5);
+    assert_samples(json_object_get(cell, "cold"), "seconds", 2);
+    json_decref(root);
+    root = command_json(cairn_run("list", store, "--json")); /* nothing was added to it */
+    for (size_t i = 0; i < 2; i++)
+        assert_int_equal(json_number(json_array_get(json_object_get(root, "contexts"), i), "tokens"),
+                         1 + SOME + (i == 1) * (1 + MORE));
+    json_decref(root);
+
     const outcome *o = cairn_run(OF_STORE, "--context", "c");
     assert_code(o, 1);
     assert_says(o->err, "no context is named 'c'");
@@ -278,7 +293,7 @@ static void a_stored_context_is_judged_as_it_is(void **state)
     assert_says(o->err, "--store and --context go together");
     o = cairn_run(OF_STORE, "--context", "b", "--tokens", "4K");
     assert_code(o, 2);
-    assert_says(o->err, "--tokens does not go with it");
+    assert_says(o->err, "--tokens does not go with --store");
     free(store);
     free(file);
 }

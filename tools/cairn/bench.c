@@ -78,6 +78,30 @@ void bench_end(bench *b)
     model_close(&b->model);
 }
 
+const char *bench_path(const bench *b)
+{
+    return b->flags->store != NULL ? b->flags->store : b->dir;
+}
+
+int bench_stored_check(cli *c, const bench_flags *flags, cli_numbers tokens)
+{
+    if ((flags->store != NULL) != (flags->context != NULL)) return cli_usage(c, "--store and --context go together");
+    if (flags->store == NULL || tokens.n == 0) return -1;
+    return cli_usage(c, "--tokens does not go with --store: the context is as long as it is");
+}
+
+int bench_stored_blocks(const bench *b, uint64_t *blocks)
+{
+    cairn_snapshot *snap = NULL;
+    cairn_context_info info;
+    cairn_status st = cairn_snapshot_begin(b->store, &snap);
+    if (st == CAIRN_OK) st = cairn_snapshot_context(snap, b->context, &info);
+    cairn_snapshot_end(snap);
+    if (st != CAIRN_OK) return cli_fail_status(b->c, st);
+    *blocks = info.blocks;
+    return -1;
+}
+
 int bench_needs_bytes(const bench *b, uint64_t bytes)
 {
     human have, need;
@@ -151,8 +175,9 @@ int bench_reopen(bench *b, bool cold)
     opt.no_sync = true;
     cairn_store_close(b->store); /* which unmaps its pages */
     b->store = NULL;
-    int code = cold ? scratch_drop_cache(b->c, b->dir) : -1;
+    int code = cold ? scratch_drop_cache(b->c, bench_path(b)) : -1;
     if (code >= 0) return code;
+    if (b->flags->store != NULL) return open_store(b);
     cairn_status st = cairn_store_open(b->dir, &opt, &b->store);
     return st == CAIRN_OK ? -1 : cli_fail_status(b->c, st);
 }

@@ -35,6 +35,11 @@ typedef struct bench_flags {
         OPT_CHOICE("dtype", &(f).dtype, "f32|f16|bf16|q8", "element type of the store (f16)"),                         \
         SESSION_OPTIONS_BUT_K((f).session)
 
+/* A context that is there already, instead of text that is ingested. */
+#define BENCH_STORED_OPTIONS(f)                                                                                        \
+    OPT_TEXT("store", 0, &(f).store, "STORE", "ask a stored context instead, as if the text followed it"),             \
+        OPT_TEXT("context", 0, &(f).context, "NAME", "that one")
+
 /* ---- a run ---- */
 
 typedef struct bench {
@@ -56,6 +61,11 @@ typedef struct bench {
  * bench_end either way: it removes the store. landmarks: only a landmark model will do. */
 int bench_begin(cli *c, const bench_flags *flags, bool landmarks, int argc, char **argv, bench *out);
 void bench_end(bench *b);
+const char *bench_path(const bench *b); /* of its store */
+/* A usage error unless --store and --context are both given, with no lengths, or neither. */
+int bench_stored_check(cli *c, const bench_flags *flags, cli_numbers tokens);
+/* Whole blocks of the context that is there already. */
+int bench_stored_blocks(const bench *b, uint64_t *blocks);
 /* Fails unless the held-out text has that many bytes. */
 int bench_needs_bytes(const bench *b, uint64_t bytes);
 

@@ -35,6 +35,7 @@ static const cli_option options[] = {
     BENCH_OPTIONS(flags.bench),
     OPT_NUMBER(CLI_SIZES, "tokens", 0, &flags.tokens, "N,...",
                "lengths of the context, BOS included, ascending (16K,64K,256K,1M)", 64, UINT64_C(1) << 32),
+    BENCH_STORED_OPTIONS(flags.bench),
     OPT_NUMBER(CLI_U32, "steps", 0, &flags.steps, "N", "warm steps at each length (1000)", 1, 1000000),
     OPT_NUMBER(CLI_U32, "cold", 0, &flags.cold, "N", "cold steps at each length (9)", 0, 10000),
     OPT_FLAG("no-dense", 0, &flags.no_dense, "leave out dense attention, which keeps all keys and values in RAM"),
@@ -101,14 +102,15 @@ static int step(run_state *r, cairn_session *session, cairn_runtime *runtime, ca
     return bench_stopped(&r->b);
 }
 
-/* A session at the text's end: `skip` steps that are not counted, then `n` that are. */
+/* A session at the context's end: `skip` steps that are not counted, then `n` that are, of the text from token `from`.
+ */
 static int run_steps(run_state *r, uint32_t threads, uint64_t from, uint32_t skip, uint32_t n, steps *out,
                      double *opening)
 {
     cairn_session_options opt = r->b.options;
     cairn_session *session = NULL;
     cairn_runtime *runtime = NULL;
-    const char *names[] = {BENCH_CONTEXT};
+    const char *names[] = {r->b.context};
     opt.threads = threads;
     uint64_t start = cli_now_ns();
     cairn_status st = cairn_session_begin(r->b.store, r->b.model.shape, names, 1, &opt, &session);
@@ -123,6 +125,12 @@ static int run_steps(run_state *r, uint32_t threads, uint64_t from, uint32_t ski
     return code;
 }
 
+/* Where in the text the tokens are that follow the context: it is the text's begin, or another text. */
+static uint64_t after(const run_state *r, const cell *of)
+{
+    return flags.bench.store != NULL ? bench_has_bos(&r->b) : of->tokens;
+}
+
 static int measure_cold(run_state *r, cell *of)
 {
     int code = -1;
@@ -130,7 +138,7 @@ static int measure_cold(run_state *r, cell *of)
     for (uint32_t i = 0; code < 0 && i < flags.cold; i++) {
         code = bench_reopen(&r->b, true);
         /* Each begins with another token, which looks for other blocks. */
-        if (code < 0) code = run_steps(r, of->threads, of->tokens + i, 0, 1, &of->cold, &opening);
+        if (code < 0) code = run_steps(r, of->threads, after(r, of) + i, 0, 1, &of->cold, &opening);
     }
     return code;
 }
@@ -200,7 +208,12 @@ static int plan(run_state *r)
     static uint64_t default_tokens[] = {16 << 10, 64 << 10, 256 << 10, 1 << 20};
     cli_numbers tokens = flags.tokens.n > 0 ? flags.tokens : (cli_numbers){default_tokens, 4};
     const uint32_t C = r->b.model.shape->block_tokens;
+    uint64_t blocks = 0;
     int code = bench_lengths_check(r->b.c, tokens);
+    if (code < 0 && flags.bench.store != NULL) {
+        code = bench_stored_blocks(&r->b, &blocks);
+        tokens.n = 1;
+    }
     if (code >= 0) return code;
     r->threads[r->n_threads++] = r->b.options.threads != 0 ? r->b.options.threads : 1;
     long cores = sysconf(_SC_NPROCESSORS_ONLN);
@@ -211,9 +224,10 @@ static int plan(run_state *r)
     r->logits = malloc(r->b.model.info.vocab * sizeof *r->logits);
     if (r->lengths == NULL || r->cells == NULL || r->logits == NULL)
         return cli_fail(r->b.c, EXIT_FAILED, "out of memory");
-    for (size_t i = 0; i < tokens.n; i++) r->lengths[i] = tokens.items[i] / C * C;
+    for (size_t i = 0; i < tokens.n; i++) r->lengths[i] = blocks > 0 ? blocks * C : tokens.items[i] / C * C;
     uint64_t more = WARM_UP + (flags.steps > flags.cold ? flags.steps : flags.cold);
-    return bench_text_open(&r->b, r->lengths[tokens.n - 1] + more, &r->text);
+    uint64_t before = flags.bench.store != NULL ? bench_has_bos(&r->b) : r->lengths[tokens.n - 1];
+    return bench_text_open(&r->b, before + more, &r->text);
 }
 
 static int measure(run_state *r)
@@ -222,12 +236,12 @@ static int measure(run_state *r)
     progress_init(&r->bar, r->b.c, "decode");
     r->bar.unit = "tokens";
     for (size_t l = 0; code < 0 && l < r->n_lengths; l++) {
-        code = bench_text_grow(&r->text, r->lengths[l], &r->bar, NULL);
+        if (flags.bench.store == NULL) code = bench_text_grow(&r->text, r->lengths[l], &r->bar, NULL);
         for (size_t t = 0; code < 0 && t < r->n_threads; t++) {
             cell *of = &r->cells[l * r->n_threads + t];
             *of = (cell){.tokens = r->lengths[l], .threads = r->threads[t]};
-            code = scratch_warm_cache(r->b.c, r->b.dir);
-            if (code < 0) code = run_steps(r, of->threads, of->tokens, WARM_UP, flags.steps, &of->warm, &of->opening);
+            code = scratch_warm_cache(r->b.c, bench_path(&r->b));
+            if (code < 0) code = run_steps(r, of->threads, after(r, of), WARM_UP, flags.steps, &of->warm, &of->opening);
             if (code < 0) code = measure_cold(r, of);
             if (code < 0 && !flags.no_dense) code = measure_dense(r, of->tokens, of);
         }
@@ -345,7 +359,8 @@ static void draw(run_state *r)
 static int run(cli *c, int argc, char **argv)
 {
     static run_state r;
-    int code = plot_begin(c, flags.plot, &r.plot);
+    int code = bench_stored_check(c, &flags.bench, flags.tokens);
+    if (code < 0) code = plot_begin(c, flags.plot, &r.plot);
     if (code < 0) code = bench_begin(c, &flags.bench, true, argc, argv, &r.b);
     if (code < 0) code = plan(&r);
     if (code < 0) code = measure(&r);
@@ -380,7 +395,8 @@ const cli_command command_bench_decode = {
         "those of the text that follows. Without --threads everything is measured with one thread and with one per\n"
         "core. Beside it: dense attention of one row over as many keys and values, all of them in RAM.\n"
         "\n"
-        "Lengths are rounded down to whole blocks, so that no part of a block is run again before the first token.",
+        "Lengths are rounded down to whole blocks, so that no part of a block is run again before the first token; of\n"
+        "a stored context (--store, --context: only read) what follows its last whole block is, at opening.",
     .example =
         "  cairn bench decode -m models/cairn-tiny-f16.gguf --held-out 1 --corpus /usr/share/doc --tokens 16K,64K\n"
         "  cairn bench decode -m model.gguf --corpus text --tokens 16K,1M --threads 2 --json --plot decode.svg",

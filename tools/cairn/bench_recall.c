@@ -44,8 +44,7 @@ static const cli_option options[] = {
              "the part of it that training left out; 1 = the model never saw any of it (0.05)", 1e-6, 1),
     OPT_NUMBER(CLI_SIZES, "tokens", 0, &flags.tokens, "N,...", "lengths of the text, ascending (64K,256K)", 64,
                UINT64_C(1) << 32),
-    OPT_TEXT("store", 0, &flags.bench.store, "STORE", "ask a stored context instead, as if the text followed it"),
-    OPT_TEXT("context", 0, &flags.bench.context, "NAME", "that one"),
+    BENCH_STORED_OPTIONS(flags.bench),
     OPT_NUMBER(CLI_SIZES, "synthetic", 0, &flags.synthetic, "N,...", "tokens' worth of synthetic keys (none)", 64,
                UINT64_C(1) << 32),
     OPT_NUMBER(CLI_U32, "head-dim", 0, &flags.synth.head_dim, "N", "of synthetic keys (128)", 2, 1020),
@@ -496,17 +495,13 @@ static int measure_texts(run_state *r, cli_numbers tokens, size_t n_kinds)
 /* A context that is there already, with the text's begin after it. */
 static int measure_stored(run_state *r, size_t n_kinds)
 {
-    cairn_snapshot *snap = NULL;
-    cairn_context_info info;
     keys x = {0};
-    cairn_status st = cairn_snapshot_begin(r->b.store, &snap);
-    if (st == CAIRN_OK) st = cairn_snapshot_context(snap, r->b.context, &info);
-    cairn_snapshot_end(snap);
-    if (st != CAIRN_OK) return cli_fail_status(r->b.c, st);
+    uint64_t blocks = 0;
+    int code = bench_stored_blocks(&r->b, &blocks);
     const size_t bos = bench_has_bos(&r->b);
-    int code = bench_text_open(&r->b, bos + flags.queries + LESSON, &r->text);
+    if (code < 0) code = bench_text_open(&r->b, bos + flags.queries + LESSON, &r->text);
     r->after = code < 0 ? r->text.tokens + bos : NULL;
-    if (code < 0) code = model_keys(r, info.blocks * r->b.model.shape->block_tokens, &x);
+    if (code < 0) code = model_keys(r, blocks * r->b.model.shape->block_tokens, &x);
     if (code < 0) code = measure_keys(r, &x, r->cells, n_kinds);
     keys_wipe(&x);
     return code;
@@ -637,11 +632,10 @@ static int run(cli *c, int argc, char **argv)
         return cli_usage(c, "--model FILE or --synthetic N,... is required: where keys come from");
     if (flags.bench.model != NULL && flags.bench.corpus.n + (size_t)argc == 0)
         return cli_usage(c, "--corpus PATH is required with --model");
-    if ((flags.bench.store != NULL) != (flags.bench.context != NULL))
-        return cli_usage(c, "--store and --context go together");
-    if (flags.bench.store != NULL && (flags.bench.model == NULL || flags.tokens.n > 0))
-        return cli_usage(c, "--store is asked with --model, and --tokens does not go with it");
-    int code = plot_begin(c, flags.plot, &r.plot);
+    if (flags.bench.store != NULL && flags.bench.model == NULL)
+        return cli_usage(c, "--store is asked with the --model it was made with");
+    int code = bench_stored_check(c, &flags.bench, flags.tokens);
+    if (code < 0) code = plot_begin(c, flags.plot, &r.plot);
     machine_read(&r.machine, ".");
     progress_init(&r.bar, c, "recall");
     if (code < 0) code = plan_and_measure(&r, argc, argv);

@@ -187,6 +187,11 @@ void cairn_scan_hint(const cairn_rows *rows, cairn_index_scratch *scratch, size_
                      const uint32_t *ids, size_t n)
 {
     float *best = scratch->scores; /* the k best so far, best first */
+    const size_t row_bytes = rows->dim * cairn_dtype_size(rows->dtype);
+    for (size_t r = 0; r < n; r++) { /* from anywhere: all of them on their way at once */
+        const char *row = cairn_rows_at(rows, ids[r]);
+        for (size_t at = 0; at < row_bytes; at += 64) __builtin_prefetch(row + at);
+    }
     for (size_t r = 0; r < n; r++) cairn_rows_widen(rows, ids[r], 1, scratch->wide + r * rows->dim);
     for (size_t i = first; i < end; i++) {
         cairn_scan_query *query = &scratch->query[i];

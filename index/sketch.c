@@ -210,7 +210,8 @@ static void see_rows(const cairn_rows *rows, cairn_index_scratch *scratch, cairn
     for (size_t g = (b - 1) / CAIRN_SKETCH_BLOCK + 1; g < blocks; g++) over[g] = 0;
     over[(b - 1) / CAIRN_SKETCH_BLOCK] &= ~UINT64_C(0) >> (63 - (b - 1) % CAIRN_SKETCH_BLOCK);
     size_t n = rows->kernels->set_bits(over, blocks, at);
-    for (size_t i = 0; i < n; i++) __builtin_prefetch(data + at[i] * row_bytes);
+    for (size_t i = 0; i < n; i++)
+        for (size_t byte = 0; byte < row_bytes; byte += 64) __builtin_prefetch(data + at[i] * row_bytes + byte);
     choice->rescored += n;
     rows->kernels->dot_rows(scores, choice->q, data, rows->dtype, rows->dim, at, n);
     for (size_t i = 0; i < n; i++)

@@ -144,13 +144,13 @@ typedef struct attn_worker { /* one per thread */
     uint64_t row_block[ATTN_ROWS_KEPT];
 } attn_worker;
 
-enum { ATTN_QUERIES_KEPT = 64, ATTN_FOUND_KEPT = 16 };
+enum { ATTN_QUERIES_KEPT = 64, ATTN_FOUND_KEPT = 32 };
 
 typedef struct attn_lore { /* of one layer and KV head (lore.c) */
     float *queries;        /* (ATTN_QUERIES_KEPT, D) a ring of those for far landmarks; NULL before there were any */
     uint64_t kept;         /* so many went in */
     uint64_t worth;        /* of the layer's first head: tokens so far, those read alone more (lore.c) */
-    uint64_t found[ATTN_FOUND_KEPT]; /* far blocks the last token chose */
+    uint64_t found[ATTN_FOUND_KEPT]; /* far blocks the last tokens chose, newest first */
     size_t n_found;
 } attn_lore;
 

@@ -3,7 +3,7 @@
  * An index learns from queries which dims of its rows tell them apart (cairn_index_learn). The queries of a chunk are
  * like those of the next one, so some of each chunk are kept until an index has rows enough, and shown to it before the
  * next chunk's search: never in the chunk that made them, so a first token does not wait for it. And the blocks the
- * last token chose are likely good for the next one: they give its search a bar to begin with. No choice depends on
+ * last tokens chose are likely good for the next one: they give its search a bar to begin with. No choice depends on
  * either. */
 #include "attention_internal.h"
 
@@ -130,9 +130,14 @@ void attn_lore_hint(const attn_lore *lore, const attn_part *part, cairn_index_sc
 
 void attn_lore_found(attn_lore *lore, const cairn_index_hit *hits, size_t n)
 {
-    for (size_t i = 0; i < n && lore->n_found < ATTN_FOUND_KEPT; i++) {
-        size_t same = 0;
-        while (same < lore->n_found && lore->found[same] != hits[i].id) same++;
-        if (same == lore->n_found) lore->found[lore->n_found++] = hits[i].id;
+    for (size_t i = n; i-- > 0;) { /* the best one comes first */
+        size_t at = 0;
+        while (at < lore->n_found && lore->found[at] != hits[i].id) at++;
+        if (at == ATTN_FOUND_KEPT)
+            at--;
+        else if (at == lore->n_found)
+            lore->n_found++;
+        memmove(lore->found + 1, lore->found, at * sizeof *lore->found);
+        lore->found[0] = hits[i].id;
     }
 }

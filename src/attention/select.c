@@ -123,8 +123,7 @@ static cairn_status search_far(attn_step *step, const attn_chunk *chunk, const a
             }
         }
     }
-    if (lore != NULL) lore->n_found = 0;
-    for (size_t i = n; lore != NULL && i-- > 0;) attn_lore_found(lore, worker->merged + i * r->k, count[i]);
+    for (size_t i = 0; lore != NULL && i < n; i++) attn_lore_found(lore, worker->merged + i * r->k, count[i]);
     return CAIRN_OK;
 }
 

@@ -31,7 +31,7 @@ script() {
     "$@" 2>&1 | tee "$log"
     local status=${PIPESTATUS[0]}
     ok=$(grep -c '^ok - ' "$log") bad=$(grep -c '^not ok - ' "$log") not=$(grep -c '^skipped - ' "$log")
-    failures+=$(sed -n 's/^not ok - /  /p' "$log")${bad:+$'\n'}
+    [ "$bad" = 0 ] || failures+=$(sed -n 's/^not ok - /  /p' "$log")$'\n'
     rm -f "$log"
     count "$ok" "$bad" "$not"
     if [ "$status" != 0 ] && [ "$bad" = 0 ]; then broken "$* ended with status $status"; fi

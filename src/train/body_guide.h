@@ -175,8 +175,8 @@ static real distractors_backward(TRAIN(attention) * att, size_t j, size_t ring, 
 
 /* ---- guidance ---- */
 
-typedef struct TRAIN(
-    rivals) {                 /* the newest remembered keys of a ring, which compete: some up to its end, then from 0 */
+/* The newest remembered keys of a ring, which compete: some up to its end, the rest from its begin. */
+typedef struct TRAIN(rivals) {
     const real *begin, *from; /* of the ring; of them */
     size_t n, till_end;
 } TRAIN(rivals);

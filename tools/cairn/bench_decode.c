@@ -224,7 +224,8 @@ static int plan(run_state *r)
     r->logits = malloc(r->b.model.info.vocab * sizeof *r->logits);
     if (r->lengths == NULL || r->cells == NULL || r->logits == NULL)
         return cli_fail(r->b.c, EXIT_FAILED, "out of memory");
-    for (size_t i = 0; i < tokens.n; i++) r->lengths[i] = blocks > 0 ? blocks * C : tokens.items[i] / C * C;
+    for (size_t i = 0; i < tokens.n; i++)
+        r->lengths[i] = flags.bench.store != NULL ? blocks * C : tokens.items[i] / C * C;
     uint64_t more = WARM_UP + (flags.steps > flags.cold ? flags.steps : flags.cold);
     uint64_t before = flags.bench.store != NULL ? bench_has_bos(&r->b) : r->lengths[tokens.n - 1];
     return bench_text_open(&r->b, before + more, &r->text);

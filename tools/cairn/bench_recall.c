@@ -442,7 +442,8 @@ static int resolve_auto(run_state *r, const keys *x, const set *exact, cell *of)
         if (st == CAIRN_OK) st = cairn_snapshot_ranges(snap, info.id, &range, 1, &n);
         if (st == CAIRN_OK) st = cairn_snapshot_segment(snap, range.segment, &segment);
         cairn_snapshot_end(snap);
-        if (st == CAIRN_OK) snprintf(of->made, sizeof of->made, "%s", segment.index_made[0] != 0 ? segment.index_made : "scan");
+        if (st == CAIRN_OK)
+            snprintf(of->made, sizeof of->made, "%s", segment.index_made[0] != 0 ? segment.index_made : "scan");
         if (st == CAIRN_OK) snprintf(why, sizeof why, "%s", segment.index_why);
     }
     snprintf(of->why, sizeof of->why, "%s", why);

@@ -14,6 +14,16 @@ def cairn(command, *args, progress=False):
     return json.loads(run.stdout)
 
 
+def says(key, name=None):
+    """The sentence that hides a key, plain or by name, as src/train/recall.c writes it."""
+    return f"\nThe pass key of {name} is {key}.\n" if name else f"\nThe pass key is {key}. Remember it. {key} is the pass key.\n"
+
+
+def asks(name=None):
+    whose = f" of {name}" if name else ""
+    return f"\nWhat is the pass key{whose}? The pass key{whose} is "
+
+
 def drop_cache(store):
     """The kernel forgets the pages of the store's files."""
     os.sync()

@@ -18,7 +18,6 @@ sys.dont_write_bytecode = True
 import driver
 
 MIB = 1 << 20
-QUESTION = "\nWhat is the pass key? The pass key is "
 root = driver.root
 MODEL = os.path.join(root, "models", "cairn-tiny-f16.gguf")
 
@@ -42,7 +41,7 @@ work = tempfile.mkdtemp(prefix="cairn-million.", dir=opt.dir)
 
 def text(nbytes, depth, key, skip=0):
     """nbytes of real text with the key's sentence `depth` percent of the way in (no key: plain text)."""
-    needle = f"\nThe pass key is {key}. Remember it. {key} is the pass key.\n".encode() if key else b""
+    needle = driver.says(key).encode() if key else b""
     book = subprocess.run([os.path.join(root, "tools", "text.sh"), str(nbytes - len(needle)), str(skip)],
                           stdout=subprocess.PIPE, check=True).stdout
     at = len(book) * depth // 100
@@ -60,7 +59,7 @@ def ask(store, names, fetch, cold):
     if cold:
         driver.drop_cache(store)
     t = time.monotonic()
-    out = cairn("ask", store, "-m", MODEL, "-c", names, "-n", "8", "--stop", ".", "--fetch", fetch, "--ram", opt.ram, QUESTION)
+    out = cairn("ask", store, "-m", MODEL, "-c", names, "-n", "8", "--stop", ".", "--fetch", fetch, "--ram", opt.ram, driver.asks())
     out["wall_seconds"] = time.monotonic() - t
     return out
 

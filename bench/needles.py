@@ -62,18 +62,17 @@ if len(other) < 20000 or len(hay) < long:
 def ask(store, book, work, plain, n):
     """A key's text is written, asked for, dropped: (right, share of the attention on its text)."""
     name, key = draw(string.ascii_uppercase, 4), draw(string.digits, 5)
+    name = None if plain else name
     size = rng.randrange(600, 1800)
     begin = rng.randrange(len(other) - size)
     at = begin + rng.randrange(100, size - 100)
-    said = f"\nThe pass key is {key}. Remember it. {key} is the pass key.\n" if plain else f"\nThe pass key of {name} is {key}.\n"
     path, context = os.path.join(work, "key"), f"needle {n}"
     with open(path, "wb") as f:
-        f.write(other[begin:at] + said.encode() + other[at:begin + size])
+        f.write(other[begin:at] + driver.says(key, name).encode() + other[at:begin + size])
     common = (opt.cairn, "ingest", store, "-m", opt.model)
     driver.cairn(*common, "-c", context, path)
-    whose = "" if plain else f" of {name}"
     answer = driver.cairn(opt.cairn, "ask", store, "-m", opt.model, "-c", f"{book},{context}", "-n", "5", "--sources=8",
-                          f"\nWhat is the pass key{whose}? The pass key{whose} is ")
+                          driver.asks(name))
     driver.cairn(opt.cairn, "drop", store, context)
     return answer["answer"].strip()[:5] == key, sum(s["share"] for s in answer["sources"] if s["context"] == context)
 

@@ -39,7 +39,7 @@ keys = [f"{rng.randrange(100000):05d}" for _ in names]
 
 
 def make_text():
-    said = [f"\nThe pass key of {n} is {k}.\n".encode() for n, k in zip(names, keys)]
+    said = [driver.says(k, n).encode() for n, k in zip(names, keys)]
     size = opt.tokens - 1 - sum(map(len, said))  # and BOS
     book = subprocess.run([os.path.join(root, "tools", "text.sh"), str(size), "2000000"], stdout=subprocess.PIPE, check=True).stdout
     if len(book) != size:
@@ -68,8 +68,8 @@ def read_on():
 def ask(i, cold, *more):
     if cold:
         driver.drop_cache(store)
-    question = f"\nWhat is the pass key of {names[i]}? The pass key of {names[i]} is "
-    return driver.cairn(opt.cairn, "ask", store, "-m", MODEL, "-c", "book", "--fetch", "read", "--ram", opt.ram, *more, question)
+    return driver.cairn(opt.cairn, "ask", store, "-m", MODEL, "-c", "book", "--fetch", "read", "--ram", opt.ram, *more,
+                        driver.asks(names[i]))
 
 
 def plain(n):

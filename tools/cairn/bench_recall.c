@@ -514,19 +514,17 @@ static int plan_and_measure(run_state *r, int argc, char **argv)
                                           "ivf:nprobe=8", "ivf:nprobe=32", "ivf:nprobe=128"};
     static uint64_t default_tokens[] = {64 << 10, 256 << 10};
     cli_texts kinds = flags.kinds.n > 0 ? flags.kinds : (cli_texts){default_kinds, CLI_COUNT_OF(default_kinds)};
-    cli_numbers none = {0}, stored = {default_tokens, 1}; /* how many are to be measured of it */
-    cli_numbers tokens = flags.bench.model == NULL   ? none
-                         : flags.bench.store != NULL ? stored
-                         : flags.tokens.n > 0        ? flags.tokens
-                                                     : (cli_numbers){default_tokens, 2};
+    cli_numbers tokens =
+        flags.tokens.n > 0 ? flags.tokens : (cli_numbers){default_tokens, CLI_COUNT_OF(default_tokens)};
+    const size_t contexts = flags.bench.model == NULL ? 0 : flags.bench.store != NULL ? 1 : tokens.n;
     int code = bench_lengths_check(r->b.c, tokens);
     if (code >= 0) return code;
-    r->n_cells = (tokens.n + flags.synthetic.n) * kinds.n;
+    r->n_cells = (contexts + flags.synthetic.n) * kinds.n;
     r->cells = calloc(r->n_cells, sizeof *r->cells);
     if (r->cells == NULL) return no_memory(r);
     for (size_t i = 0; i < r->n_cells; i++)
         snprintf(r->cells[i].kind, sizeof r->cells[i].kind, "%s", kinds.items[i % kinds.n]);
-    if (tokens.n > 0) {
+    if (contexts > 0) {
         code = bench_begin(r->b.c, &flags.bench, true, argc, argv, &r->b);
         for (size_t i = 0; i < kinds.n && code < 0; i++) code = index_kind_check(r->b.c, kinds.items[i], &r->b.model);
         r->dense = code < 0 ? malloc((size_t)flags.queries * r->b.model.info.vocab * sizeof *r->dense) : NULL;
@@ -537,7 +535,7 @@ static int plan_and_measure(run_state *r, int argc, char **argv)
     for (size_t i = 0; code < 0 && i < flags.synthetic.n; i++) {
         keys x = {0};
         code = synthetic_keys(r, flags.synthetic.items[i], &x);
-        if (code < 0) code = measure_keys(r, &x, r->cells + (tokens.n + i) * kinds.n, kinds.n);
+        if (code < 0) code = measure_keys(r, &x, r->cells + (contexts + i) * kinds.n, kinds.n);
         keys_wipe(&x);
     }
     return code;

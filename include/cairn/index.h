@@ -100,8 +100,9 @@ CAIRN_API cairn_status cairn_index_load(cairn_index *index, const char *path, ui
 
 /* `auto`: which kind is fastest at equal answers for these rows on this machine? Times the candidate kinds on up to 64
  * of the given queries (n_queries, dim; or of the rows themselves when queries is NULL), one at a time, within about
- * budget_ms. Equal: the hits hold 99 % of the gate mass of the exact k best, on average; a FAISS kind must be a tenth
- * faster than the scan. Writes the kind's name and one sentence why. Below 20,000 rows the answer is "scan" at once. */
+ * budget_ms. Equal: the hits hold 99 % of the gate mass of the exact k best, on average; any other kind must be a tenth
+ * faster than the scan. Writes the kind's name and one sentence why. Below 20,000 rows the answer is "scan" at once.
+ * The rows must be those of a kind with int8 images, "scan" or one of FAISS's (else INVALID). */
 CAIRN_API cairn_status cairn_index_calibrate(const cairn_index *rows, const float *queries, size_t n_queries,
                                              uint32_t k, uint32_t budget_ms, char kind[64], char why[160]);
 

@@ -119,7 +119,7 @@ static cairn_status reindex_segment(builder *b, cairn_snapshot *snap, uint64_t s
         uint32_t layer = 0;
         cairn_index *rows = NULL;
         while (layer + 1 < b->shape->layers && !indexed(b, layer)) layer++;
-        st = load_head(b, snap, &info, layer, 0, "exact", &rows);
+        st = load_head(b, snap, &info, layer, 0, "scan", &rows);
         if (st == CAIRN_OK)
             st = cairn_index_calibrate(rows, NULL, 0, b->shape->top_k != 0 ? b->shape->top_k : 1, 2000, made, why);
         cairn_index_free(rows);

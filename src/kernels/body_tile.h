@@ -218,6 +218,11 @@ INLINE void mix_rows(cairn_dtype dtype, const char *values, size_t tokens, size_
     size_t i = 0;
     for (; i + MIX_QUERIES <= nq; i += MIX_QUERIES, ahead = NULL)
         mix_queries(MIX_QUERIES, MIX_WIDE, dtype, values, tokens, dim, p + i * ld, ld, out + i, ahead);
+    if (i + 4 <= nq) { /* a group of four shares one conversion */
+        mix_queries(4, MIX_WIDE, dtype, values, tokens, dim, p + i * ld, ld, out + i, ahead);
+        ahead = NULL;
+        i += 4;
+    }
     for (; i + 2 <= nq; i += 2, ahead = NULL)
         mix_queries(2, MIX_WIDE, dtype, values, tokens, dim, p + i * ld, ld, out + i, ahead);
     if (i < nq) mix_queries(1, 8, dtype, values, tokens, dim, p + i * ld, ld, out + i, ahead);

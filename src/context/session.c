@@ -174,9 +174,11 @@ cairn_status session_budget(cairn_session *s)
         rest = s->opt.ram_bytes > used ? s->opt.ram_bytes - used : 0;
     }
     if (rest < (tier ? TIER_LEAST : 1))
-        return cairn_fail(CAIRN_NO_MEMORY, "ram budget of %llu bytes: landmark rows take %llu, own blocks %llu%s",
-                          (unsigned long long)s->opt.ram_bytes, (unsigned long long)landmarks,
-                          (unsigned long long)own + s->own.data_bytes,
+        return cairn_fail(CAIRN_NO_MEMORY,
+                          "ram budget of %llu bytes, at least %llu are needed: landmark rows take %llu, own blocks "
+                          "%llu%s",
+                          (unsigned long long)s->opt.ram_bytes, (unsigned long long)used + (tier ? TIER_LEAST : 1),
+                          (unsigned long long)landmarks, (unsigned long long)own + s->own.data_bytes,
                           tier ? ", and at least 262144 must be left for tiles" : "");
     s->step.learn_bytes = rest / 4;
     if (!tier) return CAIRN_OK;

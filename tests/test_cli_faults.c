@@ -18,7 +18,7 @@
 
 #define QUESTION "\nWhat is the pass key? The pass key is "
 
-enum { TEXT_BYTES = 12000 };
+enum { TEXT_BYTES = 6000 };
 
 typedef struct fixture {
     char *dir, *text, *store; /* the store is read only by the tests; copies are damaged */
@@ -32,7 +32,7 @@ static int set_up(void **state)
     fx.dir = test_make_dir();
     fx.text = test_path(fx.dir, "book.txt");
     fx.store = test_path(fx.dir, "undisturbed");
-    write_text(fx.text, TEXT_BYTES, "31415", 4000);
+    write_text(fx.text, TEXT_BYTES, "31415", 2000);
     assert_code(cairn_run("ingest", fx.store, "-m", DEMO_MODEL, "-c", "book", fx.text), 0);
     return 0;
 }
@@ -365,7 +365,7 @@ static void a_full_disk_stops_an_ingest_that_goes_on_when_there_is_room(void **s
     (void)state;
     char *disk = test_path(fx.dir, "disk"), *store = test_path(disk, "store");
     mkdir(disk, 0700);
-    if (mount("tmpfs", disk, "tmpfs", 0, "size=16m") != 0) {
+    if (mount("tmpfs", disk, "tmpfs", 0, "size=10m") != 0) {
         print_message("skipped: a small file system cannot be mounted here (%s)\n", strerror(errno));
         free(disk);
         free(store);

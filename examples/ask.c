@@ -12,7 +12,7 @@ static void ask(cairn_store *store, const cairn_model *model, const char *contex
 {
     cairn_session_options use;
     cairn_session_options_init(&use, sizeof use, cairn_model_shape(model));
-    use.ram_bytes = 64 << 20; /* however long the context is */
+    use.ram_bytes = 64 << 20; /* landmark rows, own blocks and tiles together */
 
     cairn_session *session; /* what may be seen */
     cairn_runtime *run;     /* the model on top of it */

@@ -58,6 +58,7 @@ cairn_status own_read_tile(own_blocks *own, const own_block *b, uint32_t layer, 
 typedef struct landmark_set {
     const cairn_attention_shape *shape;
     cairn_geometry geometry;
+    cairn_pool *pool; /* the session's */
     attn_part *parts;
     bool *pooled; /* (n_parts) scan kinds that may be extended */
     size_t n_parts;
@@ -75,7 +76,8 @@ typedef struct stored_range { /* logical blocks [first, first + count) */
     uint32_t context;
 } stored_range;
 
-cairn_status landmarks_init(landmark_set *set, const cairn_attention_shape *shape, const cairn_geometry *geometry);
+cairn_status landmarks_init(landmark_set *set, const cairn_attention_shape *shape, const cairn_geometry *geometry,
+                            cairn_pool *pool);
 void landmarks_wipe(landmark_set *set);
 /* Reads the rows of all ranges; kind NULL = as each segment says. */
 cairn_status landmarks_load(landmark_set *set, cairn_store *store, cairn_snapshot *snap, const stored_range *ranges,

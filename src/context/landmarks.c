@@ -21,9 +21,10 @@ static size_t n_heads(const landmark_set *set)
     return (size_t)set->shape->layers * set->shape->kv_heads;
 }
 
-cairn_status landmarks_init(landmark_set *set, const cairn_attention_shape *shape, const cairn_geometry *geometry)
+cairn_status landmarks_init(landmark_set *set, const cairn_attention_shape *shape, const cairn_geometry *geometry,
+                            cairn_pool *pool)
 {
-    *set = (landmark_set){.shape = shape, .geometry = *geometry};
+    *set = (landmark_set){.shape = shape, .geometry = *geometry, .pool = pool};
     set->recent = cairn_calloc(shape->layers, sizeof *set->recent);
     if (set->recent == NULL) return cairn_fail(CAIRN_NO_MEMORY, "landmarks of %u layers", (unsigned)shape->layers);
     for (uint32_t l = 0; l < shape->layers; l++)
@@ -151,37 +152,40 @@ typedef struct loader {
     landmark_set *set;
     attn_part *part; /* rows go here */
     uint32_t n;      /* records waiting */
-    uint8_t *rows;   /* (stored layers, kv_heads, BATCH, D) landmark dtype */
+    size_t heads;    /* stored layers x kv_heads */
+    size_t row_bytes;
+    uint8_t *rows;           /* (heads, BATCH, D) landmark dtype */
+    cairn_status *status_of; /* (heads) */
     cairn_status status;
 } loader;
 
+static void add_rows(void *arg, size_t head, size_t worker)
+{
+    loader *load = arg;
+    const cairn_geometry *g = &load->set->geometry;
+    cairn_index *index = load->part->index[(size_t)g->first_layer * g->kv_heads + head];
+    (void)worker;
+    load->status_of[head] =
+        index != NULL ? cairn_index_add(index, load->n, load->rows + head * BATCH * load->row_bytes) : CAIRN_OK;
+}
+
+/* Images cost more than the records they are made from: a head is a worker's. */
 static cairn_status flush_rows(loader *load)
 {
-    landmark_set *set = load->set;
-    const cairn_geometry *g = &set->geometry;
-    size_t row_bytes = g->head_dim * cairn_dtype_size(cairn_landmark_dtype(g->dtype));
-    cairn_status st = CAIRN_OK;
-    for (uint32_t l = g->first_layer; l < g->layers && st == CAIRN_OK; l++)
-        for (uint32_t h = 0; retrieves(set, l) && h < g->kv_heads && st == CAIRN_OK; h++) {
-            size_t at = (size_t)(l - g->first_layer) * g->kv_heads + h;
-            st = cairn_index_add(load->part->index[(size_t)l * g->kv_heads + h], load->n,
-                                 load->rows + at * BATCH * row_bytes);
-        }
+    cairn_pool_run(load->set->pool, load->heads, add_rows, load);
     load->n = 0;
-    return st;
+    for (size_t i = 0; i < load->heads; i++)
+        if (load->status_of[i] != CAIRN_OK) return cairn_fail(load->status_of[i], "landmark rows of head %zu", i);
+    return CAIRN_OK;
 }
 
 static bool take_record(void *arg, uint32_t block, cairn_span payload)
 {
     loader *load = arg;
-    landmark_set *set = load->set;
-    const cairn_geometry *g = &set->geometry;
-    size_t row_bytes = g->head_dim * cairn_dtype_size(cairn_landmark_dtype(g->dtype));
     const uint8_t *from = payload.data;
-    size_t heads = (size_t)(g->layers - g->first_layer) * g->kv_heads;
     (void)block;
-    for (size_t i = 0; i < heads; i++)
-        memcpy(load->rows + (i * BATCH + load->n) * row_bytes, from + i * row_bytes, row_bytes);
+    for (size_t i = 0; i < load->heads; i++)
+        memcpy(load->rows + (i * BATCH + load->n) * load->row_bytes, from + i * load->row_bytes, load->row_bytes);
     if (++load->n == BATCH) load->status = flush_rows(load);
     return load->status == CAIRN_OK;
 }
@@ -274,14 +278,19 @@ cairn_status landmarks_load(landmark_set *set, cairn_store *store, cairn_snapsho
                             size_t n, const char *kind)
 {
     const cairn_geometry *g = &set->geometry;
-    size_t row_bytes = g->head_dim * cairn_dtype_size(cairn_landmark_dtype(g->dtype));
-    size_t heads = (size_t)(g->layers - g->first_layer) * g->kv_heads;
-    loader load = {.set = set, .status = CAIRN_OK};
-    if (n == 0 || heads == 0) return CAIRN_OK;
-    load.rows = cairn_alloc_array(heads * BATCH, row_bytes);
-    cairn_status st = load.rows != NULL ? CAIRN_OK : cairn_fail(CAIRN_NO_MEMORY, "landmark rows of %d blocks", BATCH);
+    loader load = {.set = set,
+                   .heads = (size_t)(g->layers - g->first_layer) * g->kv_heads,
+                   .row_bytes = g->head_dim * cairn_dtype_size(cairn_landmark_dtype(g->dtype)),
+                   .status = CAIRN_OK};
+    if (n == 0 || load.heads == 0) return CAIRN_OK;
+    load.rows = cairn_alloc_array(load.heads * BATCH, load.row_bytes);
+    load.status_of = cairn_calloc(load.heads, sizeof *load.status_of);
+    cairn_status st = load.rows != NULL && load.status_of != NULL
+                          ? CAIRN_OK
+                          : cairn_fail(CAIRN_NO_MEMORY, "landmark rows of %d blocks", BATCH);
     for (size_t i = 0; i < n && st == CAIRN_OK; i++) st = load_range(set, &load, store, snap, &ranges[i], kind);
     cairn_free(load.rows);
+    cairn_free(load.status_of);
     return st;
 }
 

@@ -212,7 +212,7 @@ static cairn_status begin(cairn_session *s, const char *const *names, size_t n)
     s->tail_due = s->continues ? s->contexts[0].n_tail : 0;
     s->slot = s->continues ? s->n_stored * attn_slots(&s->shape) : 0;
 
-    if ((st = landmarks_init(&s->landmarks, &s->shape, &s->geometry)) != CAIRN_OK) return st;
+    if ((st = landmarks_init(&s->landmarks, &s->shape, &s->geometry, s->pool)) != CAIRN_OK) return st;
     if ((st = landmarks_load(&s->landmarks, s->store, s->snap, s->ranges, s->n_ranges, kind)) != CAIRN_OK) return st;
     if (s->continues && (st = landmarks_load_recent(&s->landmarks, s->snap, s->ranges, s->n_ranges)) != CAIRN_OK)
         return st;

@@ -89,7 +89,7 @@ void store_trim_map(cairn_store *store)
 
 void store_trim_grown_map(cairn_store *store)
 {
-    enum { GROWTH = 16 << 20 };
+    enum { GROWTH = 8 << 20 };
     static atomic_uint_fast64_t after_last; /* what mapped files held, all of them */
     uint64_t now = cairn_file_rss_bytes();
     uint64_t then = atomic_load(&after_last);

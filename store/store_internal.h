@@ -125,7 +125,7 @@ cairn_status store_lmdb_fail(const store_data *data, int rc, const char *format,
 bool store_file_offset(const cairn_store *store, cairn_span record, uint64_t *page_offset, size_t *pages_bytes);
 
 /* fetch.c. For whoever looks up much: call it once a lookup. Each touched tree page maps up to 64 KiB of neighbours
- * that are in the page cache, and they count as ours; when mapped files hold 16 MiB more than after the last time, our
+ * that are in the page cache, and they count as ours; when mapped files hold 8 MiB more than after the last time, our
  * map's pages are let go (they stay in the page cache, pointers stay good). Looks at every 128th call. */
 void store_trim_map(cairn_store *store);
 void store_trim_grown_map(cairn_store *store); /* looks at every call: once a commit */

@@ -29,7 +29,7 @@ typedef struct trial {
     uint32_t *truth_found;  /* (n) */
     cairn_index_hit *hits;  /* (k) */
     uint64_t deadline;
-    double best_us;
+    double best_us; /* to be beaten */
     char *kind;
     char why[512];
     size_t why_length;
@@ -94,31 +94,17 @@ static void consider(trial *t, const char *name, const char *kind, double us, do
     snprintf(t->kind, 64, "%.63s", kind);
 }
 
-/* What is fast enough to be chosen instead of the best so far. */
-static double demand(trial *t)
-{
-    double bar = t->best_us;
-    t->best_us *= WORTH;
-    return bar;
-}
-static void demand_no_more(trial *t, double bar)
-{
-    if (t->best_us == bar * WORTH) t->best_us = bar; /* nobody was worth it */
-}
-
 static cairn_status try_kind(trial *t, const char *kind)
 {
     cairn_kind parsed;
     double us = 0;
     double share = 0;
-    double bar = demand(t);
     cairn_status st = cairn_kind_parse(kind, &parsed);
     if (st != CAIRN_OK) return st;
     cairn_index view = view_of(t, parsed);
     /* A scan that learnt from half of them, as it will have in a session. */
     if (t->n >= 2) st = cairn_index_learn(&view, t->queries, t->n / 2, t->k, 1);
     if (st == CAIRN_OK && (st = measure(t, &view, &us, &share)) == CAIRN_OK) consider(t, kind, kind, us, share);
-    demand_no_more(t, bar);
     cairn_sketch_wipe(&view.sketch);
     return st;
 }
@@ -137,7 +123,6 @@ static cairn_status try_faiss(trial *t, const char *name, const char *factory, c
     cairn_status st = cairn_kind_parse(factory, &parsed);
     if (st != CAIRN_OK) return st;
     cairn_index view = view_of(t, parsed);
-    double bar = demand(t);
     st = cairn_sealed_extend(&view.sealed, &parsed, t->rows, t->rows->count);
     for (size_t i = 0; st == CAIRN_OK && (i == 0 || (params[i] != NULL && cairn_now_ns() < t->deadline)); i++) {
         char kind[CAIRN_KIND_TEXT];
@@ -149,7 +134,6 @@ static cairn_status try_faiss(trial *t, const char *name, const char *factory, c
         if ((st = measure(t, &view, &us, &share)) == CAIRN_OK) consider(t, name, kind, us, share);
         if (params[i] == NULL || share >= EQUAL) break; /* the parameters go from fast to thorough */
     }
-    demand_no_more(t, bar);
     cairn_sealed_wipe(&view.sealed);
     return st;
 }
@@ -160,6 +144,7 @@ static cairn_status try_all(trial *t)
     double n = (double)t->rows->count;
     double dim = (double)t->rows->dim;
     if ((st = try_kind(t, "scan")) != CAIRN_OK) return st;
+    t->best_us *= WORTH; /* for the others to beat */
     if ((st = try_kind(t, "exact")) != CAIRN_OK) return st;
     if ((st = try_faiss(t, "flat", "flat", (const char *const[]){NULL}, n * dim * 4 / 5e8)) != CAIRN_OK) return st;
 

@@ -528,18 +528,25 @@ static void every_recipe_goes_through_a_file(void **state)
 
 /* ---- calibration ---- */
 
+/* Calibrates a thousand rows of an index of kind `of`. */
+static cairn_status calibrate_few(const char *of, char kind[64], char why[160])
+{
+    keys k = keys_new(400, MILD, 1000, 4, 32, CAIRN_F16);
+    cairn_index *index = index_of(of, &k);
+    cairn_status st = cairn_index_calibrate(index, k.q, k.nq, 4, 1000, kind, why);
+    cairn_index_free(index);
+    keys_free(&k);
+    return st;
+}
+
 static void few_rows_are_scanned_without_asking(void **state)
 {
     (void)state;
-    keys k = keys_new(400, MILD, 1000, 4, 32, CAIRN_F16);
-    cairn_index *index = index_of("scan", &k);
     char kind[64];
     char why[160];
-    assert_ok(cairn_index_calibrate(index, k.q, k.nq, 4, 1000, kind, why));
+    assert_ok(calibrate_few("scan", kind, why));
     assert_string_equal(kind, "scan");
     assert_non_null(strstr(why, "1000 rows"));
-    cairn_index_free(index);
-    keys_free(&k);
 }
 
 static void calibration_names_a_kind_that_works_and_says_what_it_measured(void **state)
@@ -568,14 +575,10 @@ static void calibration_names_a_kind_that_works_and_says_what_it_measured(void *
 static void rows_without_images_are_not_calibrated(void **state)
 {
     (void)state;
-    keys k = keys_new(402, MILD, 100, 4, 16, CAIRN_F16);
-    cairn_index *index = index_of("exact", &k);
     char kind[64];
     char why[160];
-    assert_int_equal(cairn_index_calibrate(index, k.q, k.nq, 4, 1000, kind, why), CAIRN_INVALID);
+    assert_int_equal(calibrate_few("exact", kind, why), CAIRN_INVALID);
     assert_non_null(strstr(cairn_last_error(), "'exact'"));
-    cairn_index_free(index);
-    keys_free(&k);
 }
 
 /* ---- threads ---- */

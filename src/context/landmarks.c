@@ -169,13 +169,15 @@ static void add_rows(void *arg, size_t head, size_t worker)
         index != NULL ? cairn_index_add(index, load->n, load->rows + head * BATCH * load->row_bytes) : CAIRN_OK;
 }
 
-/* Images cost more than the records they are made from: a head is a worker's. */
+/* Images cost more than the records they are made from: a head is a worker's. Of small documents it is not worth waking
+ * one (20 us; a row takes 0.2). */
 static cairn_status flush_rows(loader *load)
 {
-    cairn_pool_run(load->set->pool, load->heads, add_rows, load);
-    load->n = 0;
+    cairn_pool_run(load->n == BATCH ? load->set->pool : NULL, load->heads, add_rows, load);
     for (size_t i = 0; i < load->heads; i++)
-        if (load->status_of[i] != CAIRN_OK) return cairn_fail(load->status_of[i], "landmark rows of head %zu", i);
+        if (load->status_of[i] != CAIRN_OK)
+            return cairn_fail(load->status_of[i], "%u landmark rows for the index of head %zu", (unsigned)load->n, i);
+    load->n = 0;
     return CAIRN_OK;
 }
 

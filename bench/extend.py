@@ -44,7 +44,7 @@ def tokens(stages, plain):
 
 def ask(model, length):
     """Right of asked; figures are kept in a file each."""
-    cell = kept(f"{model}-{length}.figures",
+    cell = kept(f"{model}-{opt.texts}-{length}.figures",
                 lambda: cairn(opt.cairn, "bench", "passkey", "-m", model, "-c", opt.corpus, "--tokens", length, "--texts",
                               opt.texts, "--seed", 21))["cells"][0]
     return f"{cell['right']}/{cell['asked']}"

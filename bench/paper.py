@@ -55,7 +55,7 @@ def train(attention, seed):
 
 def bits(name, length, k=None, window=None, scope=None):
     """Bits per byte and attended tokens of a model at a length; figures are kept in a file each."""
-    label = "-".join(str(x) for x in ("ppl", length, k, window, scope) if x is not None)
+    label = "-".join(str(x) for x in ("ppl", opt.bytes, length, k, window, scope) if x is not None)
     extra = []
     for flag, value in (("--top-k", k), ("--window", window), ("--scope", scope)):
         extra += [flag, value] if value is not None else []

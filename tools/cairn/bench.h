@@ -42,6 +42,8 @@ typedef struct bench_flags {
 
 /* ---- a run ---- */
 
+#define BENCH_ANY_RAM (UINT64_C(1) << 34) /* of a session whose budget is not what is measured */
+
 typedef struct bench {
     cli *c;
     const bench_flags *flags;

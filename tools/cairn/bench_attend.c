@@ -135,7 +135,7 @@ static int measure_cell(run_state *r, synth *s, cairn_store *store, uint32_t k, 
     opt.fetch = CAIRN_FETCH_MAP;
     opt.policy.top_k = k;
     opt.threads = of->threads;
-    opt.ram_bytes = UINT64_C(1) << 34;
+    opt.ram_bytes = BENCH_ANY_RAM;
     opt.fresh = true; /* no tail, the same own block for all */
     size_t width = (size_t)s->shape.heads * s->shape.head_dim;
     float *rows = malloc(3 * width * sizeof *rows);

@@ -36,8 +36,6 @@ static struct {
     const char *plot;
 } flags = {.bench = BENCH_FLAGS_INIT, .synth = SYNTH_FLAGS_INIT, .heads = 6, .queries = 64, .k = 16, .far = 0.5};
 
-static const uint64_t ANY_RAM = UINT64_C(1) << 34; /* a session's budget is not what is measured */
-
 static const cli_option options[] = {
     OPT_TEXT("model", 'm', &flags.bench.model, "FILE", "a GGUF file with a vocabulary of bytes: its keys and queries"),
     OPT_TEXTS("corpus", 'c', &flags.bench.corpus, "PATH",
@@ -231,7 +229,7 @@ static int model_keys(run_state *r, uint64_t tokens, keys *x)
     const char *names[] = {r->b.context};
     cairn_session_options opt = r->b.options;
     opt.threads = 1; /* so that queries come one batch after the other */
-    opt.ram_bytes = ANY_RAM;
+    opt.ram_bytes = BENCH_ANY_RAM;
     opt.index_kind = "scan";
     uint32_t per = shape->heads / shape->kv_heads;
     for (uint32_t l = g->first_layer; l < shape->layers; l++)
@@ -383,7 +381,7 @@ static int run_tokens(run_state *r, const char *kind, samples *out)
     cairn_runtime *runtime = NULL;
     const char *names[] = {r->b.context};
     opt.index_kind = kind;
-    opt.ram_bytes = ANY_RAM;
+    opt.ram_bytes = BENCH_ANY_RAM;
     if (kind == NULL) opt.policy.top_k = CAIRN_TOP_K_ALL;
     float *logits = malloc(vocab * sizeof *logits);
     if (logits == NULL) return no_memory(r);

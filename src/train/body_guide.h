@@ -202,12 +202,20 @@ static real score_rivals(TRAIN(attention) * att, const TRAIN(rivals) * r, real b
     return vec_exp(att->kernels, scores, lnz - bias, r->n);
 }
 
-/* Adds the sum of their keys, each times its number in memory.scores, to `to`. */
+/* Adds the sum of n keys, each times its number in memory.scores from `at` on, to `to`: as many at a time as L1 holds,
+ * for one row of a product goes over them once for each two vectors of it. */
+static void add_keys(TRAIN(attention) * att, const real *keys, size_t n, size_t at, real *to)
+{
+    enum { KEYS = 64 };
+    const size_t D = att->D;
+    for (size_t i = 0; i < n; i += KEYS)
+        product(att->kernels, 1, D, n - i < KEYS ? n - i : KEYS, att->memory.scores + at + i, 1, 1, keys + i * D, D, to,
+                D, true);
+}
 static void add_rivals(TRAIN(attention) * att, const TRAIN(rivals) * r, real *to)
 {
-    const size_t D = att->D, more = r->n - r->till_end;
-    product(att->kernels, 1, D, r->till_end, att->memory.scores, 1, 1, r->from, D, to, D, true);
-    if (more > 0) product(att->kernels, 1, D, more, att->memory.scores + r->till_end, 1, 1, r->begin, D, to, D, true);
+    add_keys(att, r->from, r->till_end, 0, to);
+    add_keys(att, r->begin, r->n - r->till_end, r->till_end, to);
 }
 
 /* Softmax of row j over the tokens of block b. */

@@ -18,12 +18,30 @@
 
 enum { MANY_QUERIES = 16 }; /* from here on the arithmetic outweighs the bytes */
 
-/* Asks for bytes [from, to) of the next tile; every other line, since lines come in pairs. ahead NULL: there is none.
- */
-INLINE void ask_ahead(const char *ahead, size_t from, size_t to)
+/* What memory is asked for while a tile is used: some 4 KB ahead of the arithmetic, keys, then values, then the keys of
+ * the next tile. A line so comes to L1 just before its use: what is asked for by the tile, or only as far as L2, is
+ * gone from L1 when its turn comes, and then waits for a fill buffer behind all that is still on its way from DRAM. */
+typedef struct coming {
+    const char *now, *then; /* of the `bytes` each that are used now, and after them; now NULL: nothing is asked for */
+    size_t bytes, ahead;
+} coming;
+
+INLINE coming coming_of(const void *now, const void *then, size_t bytes)
 {
-    if (ahead == NULL) return;
-    for (size_t i = (from + 127) / 128 * 128; i < to; i += 128) _mm_prefetch(ahead + i, _MM_HINT_T1);
+    enum { AHEAD = 4096 };
+    return (coming){now, then, bytes, bytes < AHEAD ? bytes : AHEAD};
+}
+
+/* Bytes [from, to) are about to be used. */
+INLINE void ask_ahead(const coming *c, size_t from, size_t to)
+{
+    if (c == NULL || c->now == NULL) return;
+    for (size_t i = (from + c->ahead + 63) / 64 * 64; i < to + c->ahead; i += 64) {
+        if (i < c->bytes)
+            _mm_prefetch(c->now + i, _MM_HINT_T0);
+        else if (c->then != NULL)
+            _mm_prefetch(c->then + (i - c->bytes), _MM_HINT_T0);
+    }
 }
 
 /* ---- scores ---- */
@@ -33,18 +51,24 @@ INLINE void score_block(const int QB, cairn_dtype dtype, const char *keys, size_
                         const float *const *q, float *scores, size_t ld)
 {
     const int TB = VL / QB;
+    const size_t three = 3 * stride, step = VL * cairn_dtype_size(dtype);
+    const char *fourth[VL / 4]; /* x86 scales an index by 1 and 2: four rows go by one pointer */
     vf sum[VL], query[4];
 #pragma GCC unroll 16
     for (int i = 0; i < VL; i++) sum[i] = v_zero();
+#pragma GCC unroll 4
+    for (int i = 0; i < (TB + 3) / 4; i++) fourth[i] = keys + 4 * (size_t)i * stride;
     for (size_t d = 0; d < dim; d += VL) {
 #pragma GCC unroll 4
         for (int i = 0; i < QB; i++) query[i] = v_load(q[i] + d);
 #pragma GCC unroll 16
         for (int t = 0; t < TB; t++) {
-            vf key = v_load_as(keys + (size_t)t * stride, dtype, d);
+            vf key = v_load_as(fourth[t / 4] + (t % 4 == 3 ? three : (size_t)(t % 4) * stride), dtype, 0);
 #pragma GCC unroll 4
             for (int i = 0; i < QB; i++) sum[i * TB + t] = v_fma(key, query[i], sum[i * TB + t]);
         }
+#pragma GCC unroll 4
+        for (int i = 0; i < (TB + 3) / 4; i++) fourth[i] += step;
     }
     float block[VL];
     v_store(block, v_reduce(sum));
@@ -55,7 +79,7 @@ INLINE void score_block(const int QB, cairn_dtype dtype, const char *keys, size_
 /* QB queries against all keys, at least VL of them. The last block overlaps the one before it instead of running short:
  * a score has the same bits whichever block it comes from. */
 INLINE void score_queries(const int QB, cairn_dtype dtype, const char *keys, size_t stride, size_t tokens, size_t dim,
-                          const float *const *q, float *scores, size_t ld, const char *ahead)
+                          const float *const *q, float *scores, size_t ld, const coming *ahead)
 {
     const size_t TB = (size_t)(VL / QB);
     for (size_t t = 0; t < tokens; t += TB) {
@@ -66,7 +90,7 @@ INLINE void score_queries(const int QB, cairn_dtype dtype, const char *keys, siz
 }
 
 INLINE void score_rows(cairn_dtype dtype, const char *keys, size_t tokens, size_t dim, size_t nq, const float *const *q,
-                       float *scores, size_t ld, const char *ahead)
+                       float *scores, size_t ld, const coming *ahead)
 {
     size_t stride = dim * cairn_dtype_size(dtype), i = 0;
     for (; i + 4 <= nq; i += 4, ahead = NULL)
@@ -137,9 +161,9 @@ static void score_padded(const cairn_tile *tile, size_t nq, const float *const *
     }
 }
 
-/* Scores of at most TILE_QUERIES rows; ahead: the next tile's keys, or NULL. */
+/* Scores of at most TILE_QUERIES rows. ahead: what to ask for meanwhile, or NULL. */
 static void score_tile(const cairn_tile *tile, size_t nq, const float *const *q, float *scores, size_t ld,
-                       const tile_scratch *scratch, const char *ahead)
+                       const tile_scratch *scratch, const coming *ahead)
 {
     size_t tokens = tile->tokens, dim = tile->head_dim, wide = (dim + VL - 1) / VL * VL;
     const float *padded[TILE_QUERIES];
@@ -165,14 +189,14 @@ static void score_tile(const cairn_tile *tile, size_t nq, const float *const *q,
 /* QB rows x DB vectors of dims, tokens in order. n < VL lanes when not `full` (then DB = 1). */
 INLINE void mix_block(const int QB, const int DB, const bool full, cairn_dtype dtype, const char *values, size_t stride,
                       size_t tokens, size_t first, size_t n, const float *p, size_t ld, float *const *out,
-                      const char *ahead)
+                      const coming *ahead)
 {
     vf sum[32], value[8];
 #pragma GCC unroll 32
     for (int i = 0; i < QB * DB; i++) sum[i] = v_zero();
     for (size_t t = 0; t < tokens; t++) {
         const char *row = values + t * stride;
-        ask_ahead(ahead, t * stride, (t + 1) * stride);
+        if (t % 4 == 0) ask_ahead(ahead, t * stride, (t + 4) * stride);
 #pragma GCC unroll 8
         for (int b = 0; b < DB; b++)
             value[b] = full ? v_load_as(row, dtype, first + (size_t)b * VL) : v_load_as_n(row, dtype, first, n);
@@ -197,7 +221,7 @@ INLINE void mix_block(const int QB, const int DB, const bool full, cairn_dtype d
 
 /* All dims of QB rows, in the widest blocks that still fit the registers: QB * WIDE accumulators. */
 INLINE void mix_queries(const int QB, const int WIDE, cairn_dtype dtype, const char *values, size_t tokens, size_t dim,
-                        const float *p, size_t ld, float *const *out, const char *ahead)
+                        const float *p, size_t ld, float *const *out, const coming *ahead)
 {
     size_t stride = dim * cairn_dtype_size(dtype), d = 0;
     for (; d + (size_t)WIDE * VL <= dim; d += (size_t)WIDE * VL, ahead = NULL)
@@ -213,7 +237,7 @@ INLINE void mix_queries(const int QB, const int WIDE, cairn_dtype dtype, const c
 }
 
 INLINE void mix_rows(cairn_dtype dtype, const char *values, size_t tokens, size_t dim, size_t nq, const float *p,
-                     size_t ld, float *const *out, const char *ahead)
+                     size_t ld, float *const *out, const coming *ahead)
 {
     size_t i = 0;
     for (; i + MIX_QUERIES <= nq; i += MIX_QUERIES, ahead = NULL)
@@ -228,8 +252,9 @@ INLINE void mix_rows(cairn_dtype dtype, const char *values, size_t tokens, size_
     if (i < nq) mix_queries(1, 8, dtype, values, tokens, dim, p + i * ld, ld, out + i, ahead);
 }
 
-/* p holds the weights, the value scales of q8 folded in; ahead: the next tile's values, or NULL. */
-static void mix_tile(const cairn_tile *tile, size_t nq, const float *p, size_t ld, float *const *out, const char *ahead)
+/* p holds the weights, the value scales of q8 folded in. ahead: as for scores. */
+static void mix_tile(const cairn_tile *tile, size_t nq, const float *p, size_t ld, float *const *out,
+                     const coming *ahead)
 {
     size_t tokens = tile->tokens, dim = tile->head_dim;
     switch (tile->dtype) {
@@ -286,14 +311,6 @@ static void tile_mix(const cairn_tile *tile, size_t nq, const float *p, size_t l
     }
 }
 
-/* Asks for a tile as a whole before the first row is used: a few rows are done with it long before the hardware has
- * noticed a stream. Every other line, since lines come in pairs. Random f16 tiles from DRAM, D = 32 / 64 / 128, one
- * row: 1145 / 2370 / 3900 -> 950 / 1640 / 3230 ns; from L2 it costs 5 %. */
-INLINE void announce(const void *data, size_t bytes)
-{
-    for (size_t i = 0; i < bytes; i += 128) _mm_prefetch((const char *)data + i, _MM_HINT_T1);
-}
-
 /* Step by step over all rows rather than row by row: each step is short and its rows are independent, so that several
  * are under way at once; a row's own chain (greatest, exp, sum, quotient) is 150 cycles long. */
 static void softmax_rows(const cairn_tile *tile, size_t n, float *p, size_t ld, const float *weight, float *lse)
@@ -316,13 +333,15 @@ static void tile_attend(const cairn_tile *tile, size_t nq, const float *const *q
         return;
     }
     tile_scratch s = tile_scratch_over(scratch, tokens, tile->head_dim);
-    const cairn_tile *next = nq < MANY_QUERIES ? tile->next : NULL;
-    const char *keys_ahead = next != NULL ? next->keys : NULL, *values_ahead = next != NULL ? next->values : NULL;
-    if (nq < MANY_QUERIES && !tile->coming) announce(tile->keys, bytes), announce(tile->values, bytes);
+    const bool asks = nq < MANY_QUERIES;
+    const coming keys = coming_of(asks ? tile->keys : NULL, tile->values, bytes);
+    const coming values = coming_of(asks ? tile->values : NULL, tile->next != NULL ? tile->next->keys : NULL, bytes);
+    if (asks && !tile->coming)
+        for (size_t i = 0; i < keys.ahead; i += 64) _mm_prefetch(keys.now + i, _MM_HINT_T0);
     for (size_t i = 0, n; i < nq; i += n) {
         n = nq - i < TILE_QUERIES ? nq - i : TILE_QUERIES;
-        score_tile(tile, n, q + i, s.p, s.p_ld, &s, i == 0 ? keys_ahead : NULL);
+        score_tile(tile, n, q + i, s.p, s.p_ld, &s, i == 0 ? &keys : NULL);
         softmax_rows(tile, n, s.p, s.p_ld, weight + i, lse != NULL ? lse + i : NULL);
-        mix_tile(tile, n, s.p, s.p_ld, out + i, i == 0 ? values_ahead : NULL);
+        mix_tile(tile, n, s.p, s.p_ld, out + i, i == 0 ? &values : NULL);
     }
 }

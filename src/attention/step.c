@@ -137,6 +137,12 @@ static void merge_dense(float *acc, float *out, const float *values, float lse, 
     acc[1] = acc[1] * keep + add;
 }
 
+/* Whether a row's query is turned alike for two of its blocks: all that are as far as the clamp are. */
+static bool same_query(const attn_pick *a, const attn_pick *b)
+{
+    return a->row == b->row && a->g == b->g && a->delta == b->delta;
+}
+
 /* The unit's picks whose tiles are in the batch, tile by tile. */
 static void tiles_item(void *arg, size_t item, size_t worker)
 {
@@ -151,6 +157,8 @@ static void tiles_item(void *arg, size_t item, size_t worker)
     size_t dim = shape->head_dim;
     bool dense = shape->scheme == CAIRN_POSITION_DENSE;
     float scale = 1.0f / sqrtf((float)dim);
+    const attn_pick *turned[TILE_ROWS]; /* whose queries the first rows of w->q are */
+    size_t n_turned = 0;
 
     bool coming = false;
     while (unit->cursor < unit->n_picks && unit->picks[unit->cursor].tile < r->tile1) {
@@ -159,9 +167,13 @@ static void tiles_item(void *arg, size_t item, size_t worker)
         while (n < TILE_ROWS && n < w->cap_rows && unit->cursor + n < unit->n_picks && first[n].tile == first->tile) {
             const attn_pick *p = &first[n];
             const float *q = r->chunk->q + ((size_t)p->row * shape->heads + (size_t)unit->head * per + p->g) * dim;
-            size_t position = (size_t)p->delta * slots + group->offset0 + (p->row - group->row0);
-            attn_rotate(&step->rope, step->kernels, w->q + n * dim, q, position);
-            step->kernels->scale(w->q + n * dim, scale, dim);
+            if (n == n_turned || !same_query(turned[n], p)) {
+                size_t position = (size_t)p->delta * slots + group->offset0 + (p->row - group->row0);
+                attn_rotate(&step->rope, step->kernels, w->q + n * dim, q, position);
+                step->kernels->scale(w->q + n * dim, scale, dim);
+                turned[n] = p;
+                if (n == n_turned) n_turned++;
+            }
             w->in[n] = w->q + n * dim;
             w->weight[n] = dense ? 1.0f : p->weight;
             w->to[n] = dense ? w->partial + n * dim : out_of(r, unit, p->row, p->g);

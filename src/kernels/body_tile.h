@@ -324,6 +324,14 @@ static void softmax_rows(const cairn_tile *tile, size_t n, float *p, size_t ld, 
         for (size_t i = 0; i < n; i++) lse[i] = most[i] + logf(sum[i]);
 }
 
+/* The scales of a q8 tile lie behind its values and are needed before its first key. */
+static void ask_scales(const cairn_tile *tile)
+{
+    if (tile->dtype != CAIRN_Q8) return;
+    for (size_t i = 0; i < tile->head_dim; i += 16) _mm_prefetch((const char *)(tile->key_scales + i), _MM_HINT_T0);
+    for (size_t i = 0; i < tile->tokens; i += 16) _mm_prefetch((const char *)(tile->value_scales + i), _MM_HINT_T0);
+}
+
 static void tile_attend(const cairn_tile *tile, size_t nq, const float *const *q, const float *weight,
                         float *const *out, float *lse, void *scratch)
 {
@@ -336,8 +344,11 @@ static void tile_attend(const cairn_tile *tile, size_t nq, const float *const *q
     const bool asks = nq < MANY_QUERIES;
     const coming keys = coming_of(asks ? tile->keys : NULL, tile->values, bytes);
     const coming values = coming_of(asks ? tile->values : NULL, tile->next != NULL ? tile->next->keys : NULL, bytes);
-    if (asks && !tile->coming)
+    if (asks && !tile->coming) {
         for (size_t i = 0; i < keys.ahead; i += 64) _mm_prefetch(keys.now + i, _MM_HINT_T0);
+        ask_scales(tile);
+    }
+    if (asks && tile->next != NULL) ask_scales(tile->next);
     for (size_t i = 0, n; i < nq; i += n) {
         n = nq - i < TILE_QUERIES ? nq - i : TILE_QUERIES;
         score_tile(tile, n, q + i, s.p, s.p_ld, &s, i == 0 ? &keys : NULL);

@@ -21,27 +21,25 @@ enum { MANY_QUERIES = 16 }; /* from here on the arithmetic outweighs the bytes *
 /* What memory is asked for while a tile is used: some 4 KB ahead of the arithmetic, keys, then values, then the keys of
  * the next tile. A line so comes to L1 just before its use: what is asked for by the tile, or only as far as L2, is
  * gone from L1 when its turn comes, and then waits for a fill buffer behind all that is still on its way from DRAM. */
-typedef struct coming {
+typedef struct stream {
     const char *now, *then; /* of the `bytes` each that are used now, and after them; now NULL: nothing is asked for */
     size_t bytes, ahead;
-} coming;
+} stream;
 
-INLINE coming coming_of(const void *now, const void *then, size_t bytes)
+INLINE stream stream_of(const void *now, const void *then, size_t bytes)
 {
     enum { AHEAD = 4096 };
-    return (coming){now, then, bytes, bytes < AHEAD ? bytes : AHEAD};
+    return (stream){now, then, bytes, bytes < AHEAD ? bytes : AHEAD};
 }
 
 /* Bytes [from, to) are about to be used. */
-INLINE void ask_ahead(const coming *c, size_t from, size_t to)
+INLINE void ask_ahead(const stream *c, size_t from, size_t to)
 {
     if (c == NULL || c->now == NULL) return;
-    for (size_t i = (from + c->ahead + 63) / 64 * 64; i < to + c->ahead; i += 64) {
-        if (i < c->bytes)
-            _mm_prefetch(c->now + i, _MM_HINT_T0);
-        else if (c->then != NULL)
-            _mm_prefetch(c->then + (i - c->bytes), _MM_HINT_T0);
-    }
+    const size_t end = to + c->ahead;
+    size_t i = (from + c->ahead + 63) / 64 * 64;
+    for (; i < end && i < c->bytes; i += 64) _mm_prefetch(c->now + i, _MM_HINT_T0);
+    for (; i < end && c->then != NULL; i += 64) _mm_prefetch(c->then + (i - c->bytes), _MM_HINT_T0);
 }
 
 /* ---- scores ---- */
@@ -79,7 +77,7 @@ INLINE void score_block(const int QB, cairn_dtype dtype, const char *keys, size_
 /* QB queries against all keys, at least VL of them. The last block overlaps the one before it instead of running short:
  * a score has the same bits whichever block it comes from. */
 INLINE void score_queries(const int QB, cairn_dtype dtype, const char *keys, size_t stride, size_t tokens, size_t dim,
-                          const float *const *q, float *scores, size_t ld, const coming *ahead)
+                          const float *const *q, float *scores, size_t ld, const stream *ahead)
 {
     const size_t TB = (size_t)(VL / QB);
     for (size_t t = 0; t < tokens; t += TB) {
@@ -90,7 +88,7 @@ INLINE void score_queries(const int QB, cairn_dtype dtype, const char *keys, siz
 }
 
 INLINE void score_rows(cairn_dtype dtype, const char *keys, size_t tokens, size_t dim, size_t nq, const float *const *q,
-                       float *scores, size_t ld, const coming *ahead)
+                       float *scores, size_t ld, const stream *ahead)
 {
     size_t stride = dim * cairn_dtype_size(dtype), i = 0;
     for (; i + 4 <= nq; i += 4, ahead = NULL)
@@ -163,7 +161,7 @@ static void score_padded(const cairn_tile *tile, size_t nq, const float *const *
 
 /* Scores of at most TILE_QUERIES rows. ahead: what to ask for meanwhile, or NULL. */
 static void score_tile(const cairn_tile *tile, size_t nq, const float *const *q, float *scores, size_t ld,
-                       const tile_scratch *scratch, const coming *ahead)
+                       const tile_scratch *scratch, const stream *ahead)
 {
     size_t tokens = tile->tokens, dim = tile->head_dim, wide = (dim + VL - 1) / VL * VL;
     const float *padded[TILE_QUERIES];
@@ -189,7 +187,7 @@ static void score_tile(const cairn_tile *tile, size_t nq, const float *const *q,
 /* QB rows x DB vectors of dims, tokens in order. n < VL lanes when not `full` (then DB = 1). */
 INLINE void mix_block(const int QB, const int DB, const bool full, cairn_dtype dtype, const char *values, size_t stride,
                       size_t tokens, size_t first, size_t n, const float *p, size_t ld, float *const *out,
-                      const coming *ahead)
+                      const stream *ahead)
 {
     vf sum[32], value[8];
 #pragma GCC unroll 32
@@ -221,7 +219,7 @@ INLINE void mix_block(const int QB, const int DB, const bool full, cairn_dtype d
 
 /* All dims of QB rows, in the widest blocks that still fit the registers: QB * WIDE accumulators. */
 INLINE void mix_queries(const int QB, const int WIDE, cairn_dtype dtype, const char *values, size_t tokens, size_t dim,
-                        const float *p, size_t ld, float *const *out, const coming *ahead)
+                        const float *p, size_t ld, float *const *out, const stream *ahead)
 {
     size_t stride = dim * cairn_dtype_size(dtype), d = 0;
     for (; d + (size_t)WIDE * VL <= dim; d += (size_t)WIDE * VL, ahead = NULL)
@@ -237,7 +235,7 @@ INLINE void mix_queries(const int QB, const int WIDE, cairn_dtype dtype, const c
 }
 
 INLINE void mix_rows(cairn_dtype dtype, const char *values, size_t tokens, size_t dim, size_t nq, const float *p,
-                     size_t ld, float *const *out, const coming *ahead)
+                     size_t ld, float *const *out, const stream *ahead)
 {
     size_t i = 0;
     for (; i + MIX_QUERIES <= nq; i += MIX_QUERIES, ahead = NULL)
@@ -254,7 +252,7 @@ INLINE void mix_rows(cairn_dtype dtype, const char *values, size_t tokens, size_
 
 /* p holds the weights, the value scales of q8 folded in. ahead: as for scores. */
 static void mix_tile(const cairn_tile *tile, size_t nq, const float *p, size_t ld, float *const *out,
-                     const coming *ahead)
+                     const stream *ahead)
 {
     size_t tokens = tile->tokens, dim = tile->head_dim;
     switch (tile->dtype) {
@@ -342,8 +340,8 @@ static void tile_attend(const cairn_tile *tile, size_t nq, const float *const *q
     }
     tile_scratch s = tile_scratch_over(scratch, tokens, tile->head_dim);
     const bool asks = nq < MANY_QUERIES;
-    const coming keys = coming_of(asks ? tile->keys : NULL, tile->values, bytes);
-    const coming values = coming_of(asks ? tile->values : NULL, tile->next != NULL ? tile->next->keys : NULL, bytes);
+    const stream keys = stream_of(asks ? tile->keys : NULL, tile->values, bytes);
+    const stream values = stream_of(asks ? tile->values : NULL, tile->next != NULL ? tile->next->keys : NULL, bytes);
     if (asks && !tile->coming) {
         for (size_t i = 0; i < keys.ahead; i += 64) _mm_prefetch(keys.now + i, _MM_HINT_T0);
         ask_scales(tile);

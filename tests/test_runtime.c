@@ -523,6 +523,53 @@ static void a_context_reopened_anywhere_goes_on_with_the_same_bits(void **state)
     free(got);
 }
 
+static void many_tails_are_adopted_in_order_whatever_the_threads(void **state)
+{
+    enum { N = 21 }; /* more than a few threads take at once */
+    fixture *fx = *state;
+    tiny_model m = tiny_model_default(); /* C = 7 */
+    const char *names[N];
+    char name[N][16];
+    use_model(fx, &m);
+    size_t vocab = vocab_of(fx);
+    cairn_store *store = open_store(fx, CAIRN_F16);
+    cairn_token *tokens = random_bytes(4 * N + 5, 6);
+    float *logits[2];
+    for (size_t i = 0; i < N; i++) {
+        snprintf(name[i], sizeof name[i], "doc %zu", i);
+        names[i] = name[i];
+        ingest(fx, store, name[i], tokens + 4 * i, 2 + i % 3);
+    }
+    for (uint32_t i = 0; i < 2; i++) {
+        cairn_runtime *rt;
+        cairn_session_options opt;
+        cairn_session *session;
+        cairn_source sources[2 * N];
+        uint32_t seen[N] = {0};
+        logits[i] = calloc(vocab, sizeof *logits[i]);
+        assert_non_null(logits[i]);
+        cairn_session_options_init(&opt, sizeof opt, cairn_model_shape(fx->model));
+        opt.policy.top_k = CAIRN_TOP_K_ALL;
+        opt.threads = 1 + 2 * i;
+        assert_ok(cairn_session_begin(store, cairn_model_shape(fx->model), names, N, &opt, &session));
+        assert_ok(cairn_model_adopt_tails(fx->model, store, names, N, session));
+        assert_ok(cairn_runtime_begin(fx->model, session, 0, &rt));
+        cairn_session_sources_enable(session, true);
+        assert_ok(cairn_runtime_feed(rt, tokens + 4 * N, 5, logits[i]));
+        size_t n = cairn_session_sources(session, sources, 2 * N);
+        for (size_t j = 0; j < n; j++)
+            if (sources[j].context < N) seen[sources[j].context] = sources[j].tokens;
+        for (uint32_t c = 0; c < N; c++) assert_int_equal(seen[c], 2 + c % 3);
+        cairn_runtime_end(rt);
+        cairn_session_end(session);
+    }
+    expect_same_bits("threads", logits[1], logits[0], vocab);
+    cairn_store_close(store);
+    free(tokens);
+    free(logits[0]);
+    free(logits[1]);
+}
+
 static void documents_shorter_than_a_block_are_found_once_their_tails_are_adopted(void **state)
 {
     fixture *fx = *state;
@@ -619,6 +666,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(f16_weights_mean_the_numbers_they_hold, setup, teardown),
         cmocka_unit_test_setup_teardown(a_model_without_an_output_matrix_uses_its_embedding, setup, teardown),
         cmocka_unit_test_setup_teardown(a_context_reopened_anywhere_goes_on_with_the_same_bits, setup, teardown),
+        cmocka_unit_test_setup_teardown(many_tails_are_adopted_in_order_whatever_the_threads, setup, teardown),
         cmocka_unit_test_setup_teardown(documents_shorter_than_a_block_are_found_once_their_tails_are_adopted, setup,
                                         teardown),
         cmocka_unit_test_setup_teardown(running_out_of_memory_ends_a_stream_with_a_status, setup, teardown),

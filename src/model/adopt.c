@@ -3,15 +3,29 @@
  * A context's last tokens, fewer than a block, have no landmark: nothing could retrieve them, and a document shorter
  * than a block would not be there at all. Each such tail is run in a session of its own, where it sees its own context,
  * and closed early by a landmark; the session that attaches the context takes the block over. An empty text adds
- * nothing: a block of BOS alone, which no model was trained on, would draw attention (a fifth of it in test_cli). */
+ * nothing: a block of BOS alone, which no model was trained on, would draw attention (a fifth of it in test_cli).
+ *
+ * Tails have nothing to do with one another: each is one thread's work, and the session's threads share them. */
 #include "model_internal.h"
 
 #include "context_internal.h"
 
-static cairn_status adopt_tail(const cairn_model *model, cairn_store *store, const char *const *name, size_t number,
-                               cairn_session *session)
+enum { TAILS_A_THREAD = 4 }; /* donors of a thread that wait for their blocks to be taken over */
+
+typedef struct tails {
+    const cairn_model *model;
+    cairn_store *store;
+    const char *const *names;
+    const cairn_session *session;
+    size_t first;            /* context of item 0 */
+    cairn_session **donors;  /* of each item; NULL: nothing to adopt */
+    cairn_status *status_of; /* likewise */
+} tails;
+
+/* A session over one context whose tail is closed. *out stays NULL where there is nothing to close. */
+static cairn_status close_tail(const tails *t, size_t context, cairn_session **out)
 {
-    cairn_session_options opt = session->opt; /* the same choice of blocks as the session's own */
+    cairn_session_options opt = t->session->opt; /* the same choice of blocks as the session's own */
     cairn_session *donor = NULL;
     cairn_runtime *rt = NULL;
     const cairn_token *tail;
@@ -20,24 +34,56 @@ static cairn_status adopt_tail(const cairn_model *model, cairn_store *store, con
     opt.struct_size = sizeof opt;
     opt.fresh = false;
     opt.write = false;
-    if ((st = cairn_session_begin(store, cairn_session_shape(session), name, 1, &opt, &donor)) != CAIRN_OK) goto out;
+    opt.threads = 1;
+    st = cairn_session_begin(t->store, cairn_session_shape(t->session), &t->names[context], 1, &opt, &donor);
+    if (st != CAIRN_OK) goto out;
     if ((st = cairn_session_tail(donor, &tail, &n)) != CAIRN_OK || n == 0) goto out;
-    if (n == 1 && tail[0] == model->info.bos && cairn_session_slot(donor) == 0) goto out; /* an empty text */
-    if ((st = cairn_runtime_begin(model, donor, 1, &rt)) != CAIRN_OK) goto out;
+    if (n == 1 && tail[0] == t->model->info.bos && cairn_session_slot(donor) == 0) goto out; /* an empty text */
+    if ((st = cairn_runtime_begin(t->model, donor, 1, &rt)) != CAIRN_OK) goto out;
     if ((st = cairn_runtime_close_block(rt)) != CAIRN_OK) goto out;
-    st = cairn_session_adopt(session, donor, number);
+    *out = donor;
+    donor = NULL;
 out:
     cairn_runtime_end(rt);
     cairn_session_end(donor);
     return st;
 }
 
+static void tail_item(void *arg, size_t item, size_t worker)
+{
+    const tails *t = arg;
+    (void)worker;
+    t->status_of[item] = close_tail(t, t->first + item, &t->donors[item]);
+}
+
+static cairn_status adopt_tail(const tails *t, size_t item, cairn_session *session)
+{
+    size_t context = t->first + item;
+    cairn_status st = t->status_of[item];
+    if (st != CAIRN_OK) st = close_tail(t, context, &t->donors[item]); /* again: the sentence is another thread's */
+    if (st == CAIRN_OK && t->donors[item] != NULL) st = cairn_session_adopt(session, t->donors[item], context);
+    return st == CAIRN_OK ? st : cairn_fail_within(st, "closing the tail of context '%s'", t->names[context]);
+}
+
 cairn_status cairn_model_adopt_tails(const cairn_model *model, cairn_store *store, const char *const *names, size_t n,
                                      cairn_session *session)
 {
-    for (size_t i = 0; i < n; i++) {
-        cairn_status st = adopt_tail(model, store, &names[i], i, session);
-        if (st != CAIRN_OK) return cairn_fail_within(st, "closing the tail of context '%s'", names[i]);
+    const size_t most = TAILS_A_THREAD * cairn_pool_size(session->pool);
+    tails t = {.model = model, .store = store, .names = names, .session = session};
+    cairn_status st = CAIRN_OK;
+    t.donors = cairn_calloc(most, sizeof(cairn_session *));
+    t.status_of = cairn_calloc(most, sizeof *t.status_of);
+    if (t.donors == NULL || t.status_of == NULL) st = cairn_fail(CAIRN_NO_MEMORY, "tails of %zu contexts", most);
+    for (; t.first < n && st == CAIRN_OK; t.first += most) {
+        size_t some = n - t.first < most ? n - t.first : most;
+        cairn_pool_run(session->pool, some, tail_item, &t);
+        for (size_t i = 0; i < some; i++) {
+            if (st == CAIRN_OK) st = adopt_tail(&t, i, session);
+            cairn_session_end(t.donors[i]);
+            t.donors[i] = NULL;
+        }
     }
-    return CAIRN_OK;
+    cairn_free(t.donors);
+    cairn_free(t.status_of);
+    return st;
 }

@@ -157,9 +157,7 @@ cairn_status cairn_runtime_close_block(cairn_runtime *rt)
     cairn_status st = check_ready(rt);
     if (st == CAIRN_OK) st = cairn_session_close_block(rt->session);
     if (st != CAIRN_OK) return st;
-    rt->ids[0] = rt->model->info.landmark;
-    rt->logits[0] = NULL;
-    return run_chunk(rt, rt->B - 1, 1, false); /* at the offset it has, not where the tokens stopped */
+    return run_one(rt, rt->model->info.landmark, NULL);
 }
 
 /* ---- begin: what the session has lost is computed again ---- */

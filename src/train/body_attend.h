@@ -149,10 +149,10 @@ double TRAIN(attend_backward)(TRAIN(attention) * att, uint32_t layer, size_t row
                 if (distractors > 0) meet_distractors(att, &qb, guide->rows[i].row, distractors, ring, in, h, bias[h]);
             }
             dbias[h] += groups_backward(att, &qb, told, distractors > 0 ? next - from : 0, ring, dout_block, ld_out);
+            if (tells && next > from) meet_rivals(att, &qb, told, next - from, &rivals, q, ld, bias[h]);
             for (size_t i = from; tells && i < next; i++)
-                guided +=
-                    (double)guide->weight * guide_row(att, &qb, &guide->rows[i], &rivals, q + guide->rows[i].row * ld,
-                                                      bias[h], (real)(scale * (double)guide->weight), &dbias[h]);
+                guided += (double)guide->weight * guide_row(att, &qb, &guide->rows[i], i - from,
+                                                            (real)(scale * (double)guide->weight), &dbias[h]);
             own_backward(att, &qb, dout_block, ld_out);
             landmarks_backward(att, &qb);
             queries_backward(att, &qb, dq + h * D, ld);

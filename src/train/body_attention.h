@@ -13,7 +13,7 @@ typedef struct TRAIN(memory) { /* rings of what earlier windows held, rotated by
     size_t *seen;              /* (layers, kv_heads) how many ever came */
     real *keys;                /* (layers, kv_heads, room, D), then (layers, kv_heads) of kept blocks: */
     real *blocks;              /* landmarks (kept, D), keys (kept, B - 1, D), values (kept, B - 1, D) */
-    real *scores;              /* (the larger of room and kept) */
+    real *scores;              /* (kept) */
     size_t rings;              /* layers * kv_heads */
     size_t total;              /* numbers in keys */
 } TRAIN(memory);
@@ -27,6 +27,15 @@ typedef struct TRAIN(distractors) { /* what a guided row sees of kept blocks */
     real *said;                 /* (DISTRACTORS_MAX, B - 1) way back: what dout says of each value */
     real mean[DISTRACTORS_MAX]; /* and of each block's */
 } TRAIN(distractors);
+
+enum { TOLD_KEYS = 128 };    /* remembered keys at a time: with their transpose 64 KB of L2 at D = 64 */
+typedef struct TRAIN(told) { /* guided rows of one block before the keys they are told apart from */
+    real *queries;           /* (B, D) turned */
+    real *keys_t;            /* (D, TOLD_KEYS) */
+    real *scores;            /* (B, TOLD_KEYS) */
+    real *shift, *others;    /* (B) */
+    real *sums;              /* (B, D) */
+} TRAIN(told);
 
 typedef struct TRAIN(turns) { /* rotations by a number of positions, `factor` with them */
     real *cos, *sin, *back;   /* (positions, dims / 2); back = -sin: the transpose, which is what a gradient needs */
@@ -62,6 +71,7 @@ struct TRAIN(attention) {
     real *inside;                     /* (B) share of a row's attention that distractors leave to its window */
     real *guided;                     /* (B, D) gradients of turned queries by remembered keys */
     real *guided_rows;                /* (GUIDED_SLOTS, B) softmax over the block of a slot */
+    TRAIN(told) told;
 };
 
 static void turns_wipe(TRAIN(turns) * t)
@@ -77,11 +87,35 @@ void TRAIN(attention_free)(TRAIN(attention) * att)
     cairn_free(att->local_layers);
     turns_wipe(&att->of_keys);
     turns_wipe(&att->of_queries);
-    real *const buffers[] = {
-        att->keys,     att->dkeys,           att->keys_t,    att->values, att->dvalues, att->values_t, att->queries,
-        att->dqueries, att->scores,          att->dscores,   att->own,    att->down,    att->gates,    att->dgates,
-        att->means,    att->own_gate,        att->own_means, att->lnz,    att->turned,  att->guided,   att->guided_rows,
-        att->inside,   att->distractors_room};
+    real *const buffers[] = {att->keys,
+                             att->dkeys,
+                             att->keys_t,
+                             att->values,
+                             att->dvalues,
+                             att->values_t,
+                             att->queries,
+                             att->dqueries,
+                             att->scores,
+                             att->dscores,
+                             att->own,
+                             att->down,
+                             att->gates,
+                             att->dgates,
+                             att->means,
+                             att->own_gate,
+                             att->own_means,
+                             att->lnz,
+                             att->turned,
+                             att->guided,
+                             att->guided_rows,
+                             att->inside,
+                             att->distractors_room,
+                             att->told.queries,
+                             att->told.keys_t,
+                             att->told.scores,
+                             att->told.shift,
+                             att->told.others,
+                             att->told.sums};
     for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) cairn_free(buffers[i]);
     cairn_free(att->distractors);
     cairn_free(att->memory.seen);
@@ -169,7 +203,13 @@ cairn_status TRAIN(attention_new)(const cairn_attention_shape *shape, size_t row
                    {&att->turned, D, 1},
                    {&att->inside, B, 1},
                    {&att->guided, B, D},
-                   {&att->guided_rows, CAIRN_TRAIN_GUIDED_SLOTS, B}};
+                   {&att->guided_rows, CAIRN_TRAIN_GUIDED_SLOTS, B},
+                   {&att->told.queries, B, D},
+                   {&att->told.keys_t, D, TOLD_KEYS},
+                   {&att->told.scores, B, TOLD_KEYS},
+                   {&att->told.shift, B, 1},
+                   {&att->told.others, B, 1},
+                   {&att->told.sums, B, D}};
     for (size_t i = 0; all && i < sizeof buffers / sizeof *buffers; i++)
         all = (*buffers[i].at = reals(buffers[i].rows, buffers[i].columns)) != NULL;
     if (!all) {

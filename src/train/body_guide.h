@@ -27,7 +27,7 @@ cairn_status TRAIN(attention_remember)(TRAIN(attention) * att, uint32_t layers, 
         cairn_mul_size(rings, keys + of_blocks, &rows) && cairn_mul_size(rows, D, &m->total))
         m->keys = cairn_calloc(m->total, sizeof *m->keys);
     m->seen = cairn_calloc(rings, sizeof *m->seen);
-    m->scores = reals(keys > blocks ? keys : blocks, 1);
+    m->scores = reals(blocks + 1, 1);
     att->distractors = cairn_calloc(B, sizeof *att->distractors);
     if (cairn_mul_size(B, 2 * DISTRACTORS_MAX * (B - 1), &room)) att->distractors_room = reals(room, 1);
     if (m->keys == NULL || m->seen == NULL || m->scores == NULL || att->distractors == NULL ||
@@ -191,31 +191,39 @@ static TRAIN(rivals) rivals_of(const TRAIN(attention) * att, size_t ring, const 
     return (TRAIN(rivals)){begin, begin + at * att->D, n, n < m->room - at ? n : m->room - at};
 }
 
-/* Scores of rivals by att->turned; returns the sum of exp(score + bias - lnz), each left in memory.scores. */
-static real score_rivals(TRAIN(attention) * att, const TRAIN(rivals) * r, real bias, real lnz)
+/* Adds what n keys say to the told rows, which are turned in told->queries: exp(score - shift) to told->others, and
+ * each key times that to told->sums. A piece of keys is gone over once for all rows. */
+static void meet_keys(TRAIN(attention) * att, const real *keys, size_t n, size_t rows)
 {
-    real *scores = att->memory.scores;
-    if (r->n == 0) return 0;
-    vec_matvec(att->kernels, scores, r->from, att->D, r->till_end, att->turned);
-    if (r->n > r->till_end)
-        vec_matvec(att->kernels, scores + r->till_end, r->begin, att->D, r->n - r->till_end, att->turned);
-    return vec_exp(att->kernels, scores, lnz - bias, r->n);
+    const TRAIN(told) *told = &att->told;
+    const size_t D = att->D;
+    for (size_t i = 0, some; i < n; i += some, keys += some * D) {
+        some = n - i < TOLD_KEYS ? n - i : TOLD_KEYS;
+        vec_transpose(att->kernels, told->keys_t, TOLD_KEYS, keys, D, some, D);
+        product(att->kernels, rows, some, D, told->queries, D, 1, told->keys_t, TOLD_KEYS, told->scores, TOLD_KEYS,
+                false);
+        for (size_t r = 0; r < rows; r++)
+            told->others[r] += vec_exp(att->kernels, told->scores + r * TOLD_KEYS, told->shift[r], some);
+        product(att->kernels, rows, D, some, told->scores, TOLD_KEYS, 1, keys, D, told->sums, D, true);
+    }
 }
 
-/* Adds the sum of n keys, each times its number in memory.scores from `at` on, to `to`: as many at a time as L1 holds,
- * for one row of a product goes over them once for each two vectors of it. */
-static void add_keys(TRAIN(attention) * att, const real *keys, size_t n, size_t at, real *to)
+/* Of the told rows, all of one block: others, the sum of exp(score + bias - lnz) over their rivals, and sums, that of
+ * the rivals' keys, each times its own. */
+static void meet_rivals(TRAIN(attention) * att, const query_block *qb, const cairn_train_guided *rows, size_t n,
+                        const TRAIN(rivals) * r, const real *q, size_t ld, real bias)
 {
-    enum { KEYS = 64 };
-    const size_t D = att->D;
-    for (size_t i = 0; i < n; i += KEYS)
-        product(att->kernels, 1, D, n - i < KEYS ? n - i : KEYS, att->memory.scores + at + i, 1, 1, keys + i * D, D, to,
-                D, true);
-}
-static void add_rivals(TRAIN(attention) * att, const TRAIN(rivals) * r, real *to)
-{
-    add_keys(att, r->from, r->till_end, 0, to);
-    add_keys(att, r->begin, r->n - r->till_end, r->till_end, to);
+    const TRAIN(told) *told = &att->told;
+    const size_t D = att->D, B = att->B;
+    for (size_t i = 0; i < n; i++) {
+        const size_t j = rows[i].row - qb->first;
+        turn(att, &att->of_queries, told->queries + i * D, q + rows[i].row * ld, att->A * B + j, false);
+        told->shift[i] = att->lnz[j] - bias;
+        told->others[i] = 0;
+    }
+    memset(told->sums, 0, n * D * sizeof *told->sums);
+    meet_keys(att, r->from, r->till_end, n);
+    meet_keys(att, r->begin, r->n - r->till_end, n);
 }
 
 /* Softmax of row j over the tokens of block b. */
@@ -234,19 +242,17 @@ static void row_scores_backward(TRAIN(attention) * att, const query_block *qb, s
     product(att->kernels, 1, D, B - 1, ds, B, 1, att->keys + b * B * D, D, att->dqueries + at, D, true);
 }
 
-/* Adds the gradient of weight * -ln(share of the row's slots): to att->down and dgates, which hold those of attention,
- * and for tokens of past blocks where dscores go; own holds the weights of own tokens. What remembered keys say of the
- * query goes to att->guided, row j. With p of the softmax over own tokens, landmarks and remembered keys, w_t the
- * slot's weight (p_t, or p_b r_t in a block b), P their sum: dL/dz = p, less the sum of w_t / P in that block; dL/dy_t
- * of a block is its share of P times r_t, less w_t / P. */
-static double guide_row(TRAIN(attention) * att, const query_block *qb, const cairn_train_guided *row,
-                        const TRAIN(rivals) * rivals, const real *q, real bias, real weight, real *dbias)
+/* After meet_rivals, for its row `number`: adds the gradient of weight * -ln(share of the row's slots): to att->down
+ * and dgates, which hold those of attention, and for tokens of past blocks where dscores go; own holds the weights of
+ * own tokens. What remembered keys say of the query goes to att->guided, row j. With p of the softmax over own tokens,
+ * landmarks and remembered keys, w_t the slot's weight (p_t, or p_b r_t in a block b), P their sum: dL/dz = p, less the
+ * sum of w_t / P in that block; dL/dy_t of a block is its share of P times r_t, less w_t / P. */
+static double guide_row(TRAIN(attention) * att, const query_block *qb, const cairn_train_guided *row, size_t number,
+                        real weight, real *dbias)
 {
     const size_t D = att->D, B = att->B;
     const size_t j = row->row - qb->first;
-    turn(att, &att->of_queries, att->turned, q, att->A * B + j, false);
-    const real others = score_rivals(att, rivals, bias, att->lnz[j]), total = att->inside[j] + others;
-    const real part = weight / total;
+    const real others = att->told.others[number], total = att->inside[j] + others, part = weight / total;
     const real *own = att->own + j * B;
     real *down = att->down + j * B, share = 0; /* P, but for 1 / total */
     for (uint32_t i = 0; i < row->n; i++) {
@@ -280,8 +286,7 @@ static double guide_row(TRAIN(attention) * att, const query_block *qb, const cai
         r[t - b * B] -= of_slot;
         row_scores_backward(att, qb, b, j, r);
     }
-    vec_scale(att->kernels, att->memory.scores, part, rivals->n);
-    add_rivals(att, rivals, att->guided + j * D);
+    for (size_t d = 0; d < D; d++) att->guided[j * D + d] += part * att->told.sums[number * D + d];
     *dbias += part * others;
     return -log((double)(share / total));
 }

@@ -10,13 +10,17 @@
 
 #include "context_internal.h"
 
-enum { TAILS_A_THREAD = 4 }; /* donors of a thread that wait for their blocks to be taken over */
+enum {
+    TAILS_A_THREAD = 2, /* donors of a thread that wait for their blocks to be taken over */
+    RAM_SHARE = 16      /* of the session's budget, what the landmarks of all of them may take; one is always allowed */
+};
 
 typedef struct tails {
     const cairn_model *model;
     cairn_store *store;
     const char *const *names;
     const cairn_session *session;
+    uint32_t threads;        /* of a donor */
     size_t first;            /* context of item 0 */
     cairn_session **donors;  /* of each item; NULL: nothing to adopt */
     cairn_status *status_of; /* likewise */
@@ -34,7 +38,7 @@ static cairn_status close_tail(const tails *t, size_t context, cairn_session **o
     opt.struct_size = sizeof opt;
     opt.fresh = false;
     opt.write = false;
-    opt.threads = 1;
+    opt.threads = t->threads;
     st = cairn_session_begin(t->store, cairn_session_shape(t->session), &t->names[context], 1, &opt, &donor);
     if (st != CAIRN_OK) goto out;
     if ((st = cairn_session_tail(donor, &tail, &n)) != CAIRN_OK || n == 0) goto out;
@@ -56,6 +60,20 @@ static void tail_item(void *arg, size_t item, size_t worker)
     t->status_of[item] = close_tail(t, t->first + item, &t->donors[item]);
 }
 
+/* How many tails are closed at once, of n that are left: each donor holds the landmarks of its context. */
+static size_t at_once(const cairn_session *s, size_t first, size_t n)
+{
+    const size_t most = TAILS_A_THREAD * cairn_pool_size(s->pool);
+    uint64_t block_bytes = s->n_stored != 0 ? landmarks_bytes(&s->landmarks) / s->n_stored : 0;
+    uint64_t bytes = 0;
+    size_t some = 0;
+    for (; some < n && some < most && first + some < s->n_contexts; some++) {
+        bytes += s->contexts[first + some].blocks * block_bytes;
+        if (bytes > s->opt.ram_bytes / RAM_SHARE) break;
+    }
+    return some != 0 ? some : 1;
+}
+
 static cairn_status adopt_tail(const tails *t, size_t item, cairn_session *session)
 {
     size_t context = t->first + item;
@@ -74,8 +92,9 @@ cairn_status cairn_model_adopt_tails(const cairn_model *model, cairn_store *stor
     t.donors = cairn_calloc(most, sizeof(cairn_session *));
     t.status_of = cairn_calloc(most, sizeof *t.status_of);
     if (t.donors == NULL || t.status_of == NULL) st = cairn_fail(CAIRN_NO_MEMORY, "tails of %zu contexts", most);
-    for (; t.first < n && st == CAIRN_OK; t.first += most) {
-        size_t some = n - t.first < most ? n - t.first : most;
+    for (size_t some; t.first < n && st == CAIRN_OK; t.first += some) {
+        some = at_once(session, t.first, n - t.first);
+        t.threads = some == 1 ? session->opt.threads : 1;
         cairn_pool_run(session->pool, some, tail_item, &t);
         for (size_t i = 0; i < some; i++) {
             if (st == CAIRN_OK) st = adopt_tail(&t, i, session);

@@ -127,8 +127,8 @@ static void a_model_of_others_is_trained_on_with_its_own_tokenizer(void **state)
 {
     fixture *fx = *state;
     const char *source = CAIRN_TEST_DATA "/parity/gqa-f16.gguf";
-    const outcome *o = cairn_run("train", "-p", fx->plan, "-c", fx->text, "-o", fx->model, "--init", source,
-                                 "--progress", "--log", fx->log, "--report", "6");
+    const outcome *o = cairn_run("train", "-p", fx->plan, "-c", fx->text, "-o", fx->model, "--init", source, "--steps",
+                                 "7", "--progress", "--log", fx->log, "--report", "6");
     assert_code(o, 0);
     cairn_model *theirs = NULL, *ours = NULL;
     assert_ok(cairn_model_open(source, &theirs));

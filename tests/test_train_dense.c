@@ -118,10 +118,10 @@ static void attention_and_its_gradient_equal_the_definition(void **state)
         expect_below("attention", worst, 1e-12);
         cairn_train_dense_backward_f64(b.dense, b.rows, &in, b.up, grad, grad + (size_t)HEADS * D,
                                        grad + (size_t)(HEADS + KV) * D);
-        if (b.rows < 50) /* differences of all of 140 rows take long; a sample shows the strips agree */
+        if (b.rows < 50) /* differences of all of 140 rows take long; one row of each strip shows that they agree */
             expect_below("gradient", worst_against_differences(grad, b.in, b.rows * F, loss, &b), 1e-5);
         else
-            for (size_t row = 1; row < b.rows; row += 33)
+            for (size_t row = 1; row < b.rows; row += 66)
                 expect_below("gradient of a row",
                              worst_against_differences(grad + row * F, b.in + row * F, F, loss, &b), 1e-5);
         free(out), free(want), free(grad);

@@ -60,14 +60,13 @@ static void tail_item(void *arg, size_t item, size_t worker)
     t->status_of[item] = close_tail(t, t->first + item, &t->donors[item]);
 }
 
-/* How many tails are closed at once, of n that are left: each donor holds the landmarks of its context. */
+/* How many tails are closed at once, of at most n: each donor holds the landmarks of its context. */
 static size_t at_once(const cairn_session *s, size_t first, size_t n)
 {
-    const size_t most = TAILS_A_THREAD * cairn_pool_size(s->pool);
     uint64_t block_bytes = s->n_stored != 0 ? landmarks_bytes(&s->landmarks) / s->n_stored : 0;
     uint64_t bytes = 0;
     size_t some = 0;
-    for (; some < n && some < most && first + some < s->n_contexts; some++) {
+    for (; some < n && first + some < s->n_contexts; some++) {
         bytes += s->contexts[first + some].blocks * block_bytes;
         if (bytes > s->opt.ram_bytes / RAM_SHARE) break;
     }
@@ -93,7 +92,7 @@ cairn_status cairn_model_adopt_tails(const cairn_model *model, cairn_store *stor
     t.status_of = cairn_calloc(most, sizeof *t.status_of);
     if (t.donors == NULL || t.status_of == NULL) st = cairn_fail(CAIRN_NO_MEMORY, "tails of %zu contexts", most);
     for (size_t some; t.first < n && st == CAIRN_OK; t.first += some) {
-        some = at_once(session, t.first, n - t.first);
+        some = at_once(session, t.first, n - t.first < most ? n - t.first : most);
         t.threads = some == 1 ? session->opt.threads : 1;
         cairn_pool_run(session->pool, some, tail_item, &t);
         for (size_t i = 0; i < some; i++) {

@@ -27,7 +27,7 @@ cairn_status TRAIN(attention_remember)(TRAIN(attention) * att, uint32_t layers, 
         cairn_mul_size(rings, keys + of_blocks, &rows) && cairn_mul_size(rows, D, &m->total))
         m->keys = cairn_calloc(m->total, sizeof *m->keys);
     m->seen = cairn_calloc(rings, sizeof *m->seen);
-    m->scores = reals(blocks + 1, 1);
+    m->scores = reals(blocks, 1);
     att->distractors = cairn_calloc(B, sizeof *att->distractors);
     if (cairn_mul_size(B, 2 * DISTRACTORS_MAX * (B - 1), &room)) att->distractors_room = reals(room, 1);
     if (m->keys == NULL || m->seen == NULL || m->scores == NULL || att->distractors == NULL ||

@@ -67,37 +67,81 @@ static const size_t shapes[][3] = {{1, 1, 1},   {3, 5, 7},    {6, 16, 8},   {12,
 static const size_t large[][3] = {{500, 300, 20}, {20, 270, 700}, {245, 20, 321}};
 enum { SHAPES = sizeof shapes / sizeof *shapes, LARGE = sizeof large / sizeof *large };
 
-static void products_agree_with_double_loops_whichever_way_their_operands_lie(void **state)
+static void to_bf16(const cairn_kernels *k, operand *o, size_t n)
 {
-    (void)state;
+    uint16_t *halves = malloc((n + 1) * sizeof *halves);
+    assert_non_null(halves);
+    k->narrow(halves, o->at, CAIRN_BF16, n);
+    k->widen(o->at, halves, CAIRN_BF16, n);
+    free(halves);
+}
+
+/* Operands of products in bf16 are numbers that bf16 holds: then nothing is rounded but sums. */
+static void check_products(const cairn_kernels *k, bool bf16)
+{
     test_random r = {1};
     float *scratch = malloc(CAIRN_GEMM_SCRATCH * sizeof *scratch);
     assert_non_null(scratch);
-    for (const cairn_kernels *k = NULL; (k = next_table(k)) != NULL;) {
-        for (size_t s = 0; s < SHAPES + LARGE; s++) {
-            const size_t *shape = s < SHAPES ? shapes[s] : large[s - SHAPES], m = shape[0], n = shape[1], d = shape[2];
-            for (size_t way = 0; way < 8; way++) { /* A, B transposed, added to */
-                operand a = operand_new(&r, m, d, way % 3, way & 1), b = operand_new(&r, d, n, way % 2 * 3, way & 2);
-                operand c = operand_new(&r, m, n, way % 4, false);
-                const bool add = way & 4;
-                const size_t cells = m == 0 ? 0 : (m - 1) * c.row + n;
-                float *was = copy_of(c.at, cells);
-                k->gemm(m, n, d, a.at, a.row, a.col, b.at, b.row, b.col, c.at, c.row, add, scratch);
-                check_product(k->name, c.at, was, c.row, m, n, d, &a, &b, add);
+    for (size_t s = 0; s < SHAPES + LARGE; s++) {
+        const size_t *shape = s < SHAPES ? shapes[s] : large[s - SHAPES], m = shape[0], n = shape[1], d = shape[2];
+        for (size_t way = 0; way < 8; way++) { /* A, B transposed, added to */
+            operand a = operand_new(&r, m, d, way % 3, way & 1), b = operand_new(&r, d, n, way % 2 * 3, way & 2);
+            operand c = operand_new(&r, m, n, way % 4, false);
+            const bool add = way & 4;
+            const size_t cells = m == 0 ? 0 : (m - 1) * c.row + n;
+            float *was = copy_of(c.at, cells);
+            if (bf16 && m * d > 0) to_bf16(k, &a, way & 1 ? (d - 1) * a.col + m : (m - 1) * a.row + d);
+            if (bf16 && d * n > 0) to_bf16(k, &b, way & 2 ? (n - 1) * b.col + d : (d - 1) * b.row + n);
+            k->gemm(m, n, d, a.at, a.row, a.col, b.at, b.row, b.col, c.at, c.row, add, scratch);
+            check_product(k->name, c.at, was, c.row, m, n, d, &a, &b, add);
+            memcpy(c.at, was, cells * sizeof *was);
+            cairn_gemm(k, m, n, d, a.at, a.row, a.col, b.at, b.row, b.col, c.at, c.row, add, scratch);
+            check_product("cairn_gemm", c.at, was, c.row, m, n, d, &a, &b, add);
+            if (b.col == 1) {
                 memcpy(c.at, was, cells * sizeof *was);
-                cairn_gemm(k, m, n, d, a.at, a.row, a.col, b.at, b.row, b.col, c.at, c.row, add, scratch);
-                check_product("cairn_gemm", c.at, was, c.row, m, n, d, &a, &b, add);
-                if (b.col == 1) {
-                    memcpy(c.at, was, cells * sizeof *was);
-                    k->product(m, n, d, a.at, a.row, a.col, b.at, b.row, c.at, c.row, add);
-                    check_product("product", c.at, was, c.row, m, n, d, &a, &b, add);
-                }
-                free(was);
-                guarded_free(&a.memory), guarded_free(&b.memory), guarded_free(&c.memory);
+                k->product(m, n, d, a.at, a.row, a.col, b.at, b.row, c.at, c.row, add);
+                check_product("product", c.at, was, c.row, m, n, d, &a, &b, add);
             }
+            free(was);
+            guarded_free(&a.memory), guarded_free(&b.memory), guarded_free(&c.memory);
         }
     }
     free(scratch);
+}
+
+static void products_agree_with_double_loops_whichever_way_their_operands_lie(void **state)
+{
+    (void)state;
+    for (const cairn_kernels *k = NULL; (k = next_table(k)) != NULL;) check_products(k, false);
+}
+
+static void products_in_bf16_of_numbers_it_holds_agree_too(void **state)
+{
+    (void)state;
+    if (cairn_kernels_bf16() == NULL) {
+        print_message("no AMX here\n");
+        skip();
+    }
+    check_products(cairn_kernels_bf16(), true);
+}
+
+/* Of any numbers a product in bf16 is that of the numbers rounded to nearest even first: what widen(narrow) makes. */
+static void products_in_bf16_round_their_operands_to_nearest_even(void **state)
+{
+    (void)state;
+    enum { M = 40, N = 50, K = 70 };
+    test_random r = {4};
+    const cairn_kernels *k = cairn_kernels_bf16();
+    if (k == NULL) skip();
+    float c[M * N], rounded[M * N];
+    for (int transposed = 0; transposed < 2; transposed++) {
+        operand a = operand_new(&r, M, K, 0, transposed), b = operand_new(&r, K, N, 0, false);
+        k->product(M, N, K, a.at, a.row, a.col, b.at, b.row, c, N, false);
+        to_bf16(k, &a, M * K), to_bf16(k, &b, K * N);
+        k->product(M, N, K, a.at, a.row, a.col, b.at, b.row, rounded, N, false);
+        assert_memory_equal(c, rounded, sizeof c);
+        guarded_free(&a.memory), guarded_free(&b.memory);
+    }
 }
 
 /* Windows of any length and blocks cut anywhere give the same bits for a row. */
@@ -324,6 +368,8 @@ int main(void)
         cmocka_unit_test(the_gated_activation_and_its_gradients_agree_with_their_definitions),
         cmocka_unit_test(the_way_back_through_a_norm_agrees_with_central_differences),
         cmocka_unit_test(products_agree_with_double_loops_whichever_way_their_operands_lie),
+        cmocka_unit_test(products_in_bf16_of_numbers_it_holds_agree_too),
+        cmocka_unit_test(products_in_bf16_round_their_operands_to_nearest_even),
         cmocka_unit_test(a_row_of_a_product_does_not_depend_on_the_rows_beside_it),
         cmocka_unit_test(transposing_moves_every_number_to_its_place),
         cmocka_unit_test(softmax_of_rows_agrees_with_its_definition),

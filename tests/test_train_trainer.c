@@ -328,6 +328,48 @@ static void a_small_model_learns_its_text_whatever_the_threads(void **state)
     }
 }
 
+/* The witness is the same run in f32: the first update's loss and gradient, from the same parameters, and what 60 of
+ * them make of both. */
+static void products_in_bf16_train_as_those_in_f32_do(void **state)
+{
+    fixture *fx = *state;
+    cairn_train_stage stage = mixed_stage();
+    stage.steps = 60;
+    cairn_trainer_options o = small_model(2);
+    double first[2], norm[2], last[2] = {0, 0};
+    for (int bf16 = 0; bf16 < 2; bf16++) {
+        cairn_trainer *t = NULL;
+        o.products = bf16 ? CAIRN_TRAIN_BF16 : CAIRN_TRAIN_F32;
+        if (bf16 && cairn_kernels_bf16() == NULL) {
+            assert_int_equal(cairn_trainer_new(&o, NULL, fx->corpus, &stage, 1, &t), CAIRN_UNSUPPORTED);
+            assert_non_null(strstr(cairn_last_error(), "AMX"));
+            o.products = CAIRN_TRAIN_AUTO;
+            t = trainer(fx, &o, &stage, 1);
+            assert_int_equal(cairn_trainer_products(t), CAIRN_TRAIN_F32);
+            cairn_trainer_free(t);
+            print_message("no AMX here\n");
+            skip();
+        }
+        t = trainer(fx, &o, &stage, 1);
+        assert_int_equal(cairn_trainer_products(t), o.products);
+        cairn_train_report one;
+        assert_ok(cairn_trainer_step(t, &one));
+        first[bf16] = one.text_nats / (double)one.text_tokens;
+        norm[bf16] = one.norm;
+        for (int i = 1; i < 60; i++) {
+            assert_ok(cairn_trainer_step(t, &one));
+            if (i >= 50) last[bf16] += one.text_nats / (double)one.text_tokens / 10;
+        }
+        cairn_trainer_free(t);
+    }
+    print_message("  f32, bf16: loss %.5f, %.5f nats, gradient %.4f, %.4f; later %.2f, %.2f nats\n", first[0], first[1],
+                  norm[0], norm[1], last[0], last[1]);
+    assert_true(first[0] != first[1]); /* they are others */
+    assert_true(fabs(first[1] - first[0]) < 0.002 * first[0]);
+    assert_true(fabs(norm[1] - norm[0]) < 0.02 * norm[0]);
+    assert_true(fabs(last[1] - last[0]) < 0.1 * last[0]);
+}
+
 static void a_loss_that_is_not_finite_stops_at_its_step_and_changes_nothing(void **state)
 {
     fixture *fx = *state;
@@ -482,6 +524,7 @@ int main(void)
         with_fixture(blocks_end_in_the_digits_of_as_many_facts_as_a_stage_says),
         with_fixture(a_resumed_run_is_the_undisturbed_one_bit_for_bit),
         with_fixture(a_small_model_learns_its_text_whatever_the_threads),
+        with_fixture(products_in_bf16_train_as_those_in_f32_do),
         with_fixture(a_model_that_goes_on_is_taught_as_much_in_a_window),
         with_fixture(a_loss_that_is_not_finite_stops_at_its_step_and_changes_nothing),
         with_fixture(checkpoints_of_other_runs_and_damaged_ones_are_refused_by_name),

@@ -102,6 +102,10 @@ CAIRN_API void cairn_train_stage_init(cairn_train_stage *stage); /* text alone, 
  * their segment and the one before, as Transformer-XL (Dai et al. 2019): no gradient into the one before. */
 typedef enum cairn_train_attention { CAIRN_TRAIN_LANDMARK, CAIRN_TRAIN_DENSE, CAIRN_TRAIN_XL } cairn_train_attention;
 
+/* What the operands of matrix products are rounded to; sums, parameters and all else are f32. BF16 needs AMX: a run of
+ * AUTO is the same again where AMX is, or is not, as before. */
+typedef enum cairn_train_products { CAIRN_TRAIN_AUTO, CAIRN_TRAIN_F32, CAIRN_TRAIN_BF16 } cairn_train_products;
+
 typedef struct cairn_trainer cairn_trainer; /* new / free: parameters, moments, workers */
 
 typedef struct cairn_trainer_options {
@@ -120,6 +124,7 @@ typedef struct cairn_trainer_options {
     uint32_t kept_blocks;                /* of earlier windows, for distractors: those with a plain key are left out */
     float rope_theta; /* above 0. Pair i of D / 2 turns by theta^(-2 i / D) a slot; those that turn far within the clamp
                          cannot tell what a block holds */
+    cairn_train_products products; /* AUTO: BF16 where it can be */
 } cairn_trainer_options;
 CAIRN_API void cairn_trainer_options_init(cairn_trainer_options *opt, size_t struct_size);
 
@@ -127,7 +132,7 @@ CAIRN_API void cairn_trainer_options_init(cairn_trainer_options *opt, size_t str
  * landmarks is given the options' (a token more, its rows the mean of all others, as the paper did to LLaMA), one that
  * has landmarks keeps its own. Its tokenizer is used and kept. Stages are copied, corpus and source borrowed. INVALID
  * names what cannot be: a window that is no whole number of blocks or longer than the training text, a share outside
- * 0..1, ... */
+ * 0..1, ...; UNSUPPORTED: BF16 without AMX. */
 CAIRN_API cairn_status cairn_trainer_new(const cairn_trainer_options *opt, const cairn_model *source,
                                          const cairn_corpus *corpus, const cairn_train_stage *stages, size_t n,
                                          cairn_trainer **out);
@@ -163,6 +168,7 @@ CAIRN_API cairn_status cairn_trainer_export(const cairn_trainer *trainer, const 
                                             const char *path);
 CAIRN_API uint64_t cairn_trainer_parameters(const cairn_trainer *trainer);
 CAIRN_API uint32_t cairn_trainer_threads(const cairn_trainer *trainer);
+CAIRN_API cairn_train_products cairn_trainer_products(const cairn_trainer *trainer); /* F32 or BF16 */
 
 /* ---- what a trained model says ---- */
 

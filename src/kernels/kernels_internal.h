@@ -160,6 +160,11 @@ typedef struct cairn_kernels {
 extern const cairn_kernels cairn_kernels_ref;
 const cairn_kernels *cairn_kernels_avx2(void);   /* NULL where the CPU or the build has none (needs AVX2, FMA, F16C) */
 const cairn_kernels *cairn_kernels_avx512(void); /* NULL likewise (F, BW, DQ, VL; VNNI used when there) */
+/* The best table but with products in bf16, by AMX: `product` and `gemm` round their operands to nearest even as they
+ * pack them and sum in f32; those of fewer than 8 rows, or over fewer than 8 numbers, stay f32. The one table whose
+ * rows may depend on how many there are: for training, which asks for it. NULL where the CPU has no AMX, where the
+ * system keeps it from the process, or where CAIRN_KERNELS asks for less. */
+const cairn_kernels *cairn_kernels_bf16(void);
 /* The best this CPU can run; CAIRN_KERNELS=ref|avx2|avx512 in the environment asks for a lesser one. */
 const cairn_kernels *cairn_kernels_best(void);
 

@@ -13,6 +13,12 @@ void cairn_scan_i8_vnni(const int8_t *rows, const float *row_scale, const int32_
 void cairn_sketch_i8_vnni(const int8_t *rows, size_t block, size_t blocks, size_t dim, const int8_t *q,
                           const int32_t *least, size_t nq, uint64_t *over);
 
+/* product and gemm of the bf16 table */
+void cairn_product_amx(size_t m, size_t n, size_t k, const float *a, size_t row, size_t col, const float *b, size_t ldb,
+                       float *c, size_t ldc, bool add);
+void cairn_gemm_amx(size_t m, size_t n, size_t k, const float *a, size_t row, size_t col, const float *b, size_t brow,
+                    size_t bcol, float *c, size_t ldc, bool add, float *scratch);
+
 /* What a CPU without VNNI would get, for tests; NULL like cairn_kernels_avx512. */
 const cairn_kernels *cairn_kernels_avx512_without_vnni(void);
 

@@ -61,6 +61,8 @@ typedef struct TRAIN(model) TRAIN(model); /* the activations of one window */
 /* For windows of up to `rows` slots. The layout is borrowed. */
 cairn_status TRAIN(model_new)(const cairn_train_layout *layout, size_t rows, TRAIN(model) * *out);
 void TRAIN(model_free)(TRAIN(model) * model);
+/* Kernels to compute with instead of cairn_kernels_best; in double there are none. */
+void TRAIN(model_use)(TRAIN(model) * model, const struct cairn_kernels *kernels);
 /* The attention it works with, for what is remembered; NULL without landmarks. */
 TRAIN(attention) * TRAIN(model_attention)(TRAIN(model) * model);
 

@@ -63,6 +63,13 @@ TRAIN(attention) * TRAIN(model_attention)(TRAIN(model) * m)
     return m->attention;
 }
 
+void TRAIN(model_use)(TRAIN(model) * m, const struct cairn_kernels *kernels)
+{
+    m->kernels = kernels;
+    if (m->attention != NULL) m->attention->kernels = kernels;
+    if (m->dense != NULL) m->dense->kernels = kernels;
+}
+
 cairn_status TRAIN(model_new)(const cairn_train_layout *layout, size_t rows, TRAIN(model) * *out)
 {
     const cairn_train_shape *s = &layout->shape;

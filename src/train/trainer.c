@@ -238,6 +238,7 @@ static cairn_status lane_init(cairn_lane *lane, const cairn_trainer *t)
     bool guides = false;
     const size_t bytes = lesson_bytes(t, rows);
     cairn_status st = cairn_train_model_new_f32(t->layout, rows, &lane->model);
+    if (st == CAIRN_OK) cairn_train_model_use_f32(lane->model, t->kernels);
     if (st == CAIRN_OK) st = cairn_lesson_init(&lane->lesson, bytes);
     if (st == CAIRN_OK) st = cairn_lesson_window_init(&lane->window, rows, bytes);
     if (st != CAIRN_OK) return st;
@@ -267,10 +268,21 @@ void cairn_trainer_free(cairn_trainer *t)
     cairn_free(t);
 }
 
+/* The kernels that make such products; the option becomes F32 or BF16. */
+static cairn_status choose_products(cairn_trainer *t)
+{
+    const cairn_kernels *bf16 = cairn_kernels_bf16();
+    if (t->opt.products == CAIRN_TRAIN_AUTO) t->opt.products = bf16 != NULL ? CAIRN_TRAIN_BF16 : CAIRN_TRAIN_F32;
+    t->kernels = t->opt.products == CAIRN_TRAIN_BF16 ? bf16 : cairn_kernels_best();
+    if (t->kernels != NULL) return CAIRN_OK;
+    return cairn_fail(CAIRN_UNSUPPORTED, "products in bf16: this processor, system or build has no AMX");
+}
+
 static cairn_status trainer_init(cairn_trainer *t, const cairn_model *source, const cairn_train_stage *stages, size_t n)
 {
     if (n == 0) return cairn_fail(CAIRN_INVALID, "no stage to train");
-    cairn_status st = source == NULL ? begin_anew(t) : begin_from(t, source);
+    cairn_status st = choose_products(t);
+    if (st == CAIRN_OK) st = source == NULL ? begin_anew(t) : begin_from(t, source);
     if (st == CAIRN_OK) st = count_bytes(t);
     for (size_t i = 0; i < n && st == CAIRN_OK; i++) {
         st = check_stage(&stages[i], unit_of(t), t->corpus);
@@ -285,6 +297,7 @@ static cairn_status trainer_init(cairn_trainer *t, const cairn_model *source, co
 
     if ((st = cairn_pool_new(t->opt.threads, &t->pool)) != CAIRN_OK) return st;
     if ((st = cairn_train_optimizer_init(&t->optimizer, t->layout, t->pool)) != CAIRN_OK) return st;
+    t->optimizer.kernels = t->kernels;
     t->params = cairn_alloc_array(t->layout->total, sizeof *t->params);
     if (t->params == NULL) return cairn_fail(CAIRN_NO_MEMORY, "%zu parameters", t->layout->total);
     if (source == NULL)
@@ -492,6 +505,11 @@ uint64_t cairn_trainer_parameters(const cairn_trainer *t)
 {
     return t->layout->total;
 }
+cairn_train_products cairn_trainer_products(const cairn_trainer *t)
+{
+    return t->opt.products;
+}
+
 uint32_t cairn_trainer_threads(const cairn_trainer *t)
 {
     return (uint32_t)t->n_lanes;

@@ -4,6 +4,8 @@
 
 #include "lesson_internal.h"
 
+#include "kernels_internal.h"
+
 /* One worker's: windows i, i + lanes, ... of an update run here, one after the other. */
 typedef struct cairn_lane {
     cairn_train_model_f32 *model;
@@ -36,6 +38,7 @@ struct cairn_trainer {
     cairn_train_rates rates;
     cairn_train_optimizer optimizer;
     cairn_pool *pool;
+    const cairn_kernels *kernels; /* that make opt.products */
     cairn_lane *lanes;
     size_t n_lanes;
 };

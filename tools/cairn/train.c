@@ -16,7 +16,7 @@ static struct {
     double held_out, minutes;
     uint64_t seed, steps;
     uint32_t threads, report;
-    int type, attention;
+    int type, attention, products;
     bool fresh, other_stages;
 } flags = {
     .held_out = 0.05, .minutes = 5, .seed = UINT64_MAX, .report = 50, .threads = UINT32_MAX, .attention = AS_PLANNED};
@@ -42,6 +42,8 @@ static const cli_option options[] = {
                "instead of the plan's: to compare the three on the same data (plan)"),
     OPT_NUMBER(CLI_U64, "seed", 0, &flags.seed, "N", "instead of the plan's", 0, UINT64_MAX - 1),
     OPT_NUMBER(CLI_U32, "threads", 0, &flags.threads, "N", "instead of the plan's; 0 = one per core", 0, 64),
+    OPT_CHOICE("products", &flags.products, "auto|f32|bf16",
+               "operands of matrix products; auto: bf16 where the processor has AMX"),
     OPT_CHOICE("type", &flags.type, "f16|f32", "of the matrices in the file (f16)"),
 };
 
@@ -164,6 +166,7 @@ static int begin(run_state *s)
     if (code >= 0) return code;
     if (flags.seed != UINT64_MAX) s->plan.options.seed = flags.seed;
     if (flags.threads != UINT32_MAX) s->plan.options.threads = flags.threads;
+    s->plan.options.products = (cairn_train_products)flags.products;
     if (flags.attention != AS_PLANNED) s->plan.options.attention = (cairn_train_attention)flags.attention;
     if (flags.checkpoint != NULL)
         s->checkpoint = strdup(flags.checkpoint);
@@ -218,10 +221,13 @@ static int run(cli *c, int argc, char **argv)
     cli_catch_signals();
     int code = begin(&s);
     if (code < 0 && s.shown)
-        fprintf(stderr, "%s: %llu parameters, %u threads, %zu texts with %llu bytes to train on, %llu held out\n",
-                s.plan.name, (unsigned long long)cairn_trainer_parameters(s.trainer), cairn_trainer_threads(s.trainer),
-                cairn_corpus_files(s.corpus), (unsigned long long)cairn_corpus_bytes(s.corpus, CAIRN_SPLIT_TRAIN),
-                (unsigned long long)cairn_corpus_bytes(s.corpus, CAIRN_SPLIT_HELD_OUT));
+        fprintf(
+            stderr,
+            "%s: %llu parameters, %u threads, products in %s, %zu texts with %llu bytes to train on, %llu held out\n",
+            s.plan.name, (unsigned long long)cairn_trainer_parameters(s.trainer), cairn_trainer_threads(s.trainer),
+            cairn_trainer_products(s.trainer) == CAIRN_TRAIN_BF16 ? "bf16" : "f32", cairn_corpus_files(s.corpus),
+            (unsigned long long)cairn_corpus_bytes(s.corpus, CAIRN_SPLIT_TRAIN),
+            (unsigned long long)cairn_corpus_bytes(s.corpus, CAIRN_SPLIT_HELD_OUT));
     if (code < 0) code = train(&s, &over);
     if (code < 0) {
         const double seconds = seconds_since(s.begun_ns), rate = ratio((double)s.tokens, seconds);

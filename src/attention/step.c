@@ -266,7 +266,8 @@ static cairn_status list_tiles(attn_step *step, size_t *out_n)
         for (size_t i = 0; i < unit->n_picks; i++)
             bits[unit->picks[i].block / 64] |= UINT64_C(1) << unit->picks[i].block % 64;
     }
-    for (size_t w = 0; w < words * heads; w++) {
+    for (size_t w = 0; w < words * heads; w++) { /* of millions of blocks a token chooses a few: most words are empty */
+        if (step->bits[w] == 0) continue;
         step->rank[w] = (uint32_t)n;
         n += (size_t)__builtin_popcountll(step->bits[w]);
     }
@@ -285,6 +286,7 @@ static cairn_status list_tiles(attn_step *step, size_t *out_n)
         step->cap_requests = cap;
     }
     for (size_t w = 0; w < words * heads; w++) {
+        if (step->bits[w] == 0) continue;
         size_t at = step->rank[w];
         for (uint64_t bits = step->bits[w]; bits != 0; bits &= bits - 1)
             step->requests[at++] =

@@ -183,6 +183,36 @@ static void what_a_session_lets_its_indexes_learn_changes_no_bit(void **state)
     world_wipe(&w);
 }
 
+/* Learning takes as long as many tokens do. */
+static void a_token_waits_while_one_layer_learns_and_no_more(void **state)
+{
+    (void)state;
+    enum { LAYERS = 3, BLOCKS = 2400, B = 5, D = 32, TAIL = 140 };
+    test_random r = {29};
+    world w;
+    record rec;
+    const world_spec spec = {LAYERS, 2, 1, D, B - 1, CAIRN_POSITION_CLAMPED, false, false, (size_t)BLOCKS * B};
+    world_init(&w, &r, &spec);
+    record_init(&rec, &w, 3);
+    const session_spec session = {.top_k = 3, .threads = 1, .index_kind = "scan"};
+    cairn_session *s = world_session(&w, NULL, &session);
+    s->step.policy.measure_mass = true; /* then nothing is learnt */
+    world_feed(&w, s, 0, w.rows - TAIL, 500, &r, &rec);
+    s->step.policy.measure_mass = false;
+    size_t before = 0;
+    for (size_t row = w.rows - TAIL; row < w.rows; row++) {
+        size_t learnt = 0;
+        world_feed(&w, s, row, row + 1, 1, &r, &rec);
+        for (size_t l = 0; l < LAYERS; l++) learnt += s->landmarks.parts[0].index[l]->sketch.planned != 0;
+        assert_in_range(learnt, before, before + 1);
+        before = learnt;
+    }
+    assert_int_equal(before, LAYERS);
+    cairn_session_end(s);
+    record_wipe(&rec);
+    world_wipe(&w);
+}
+
 /* Every hash is right, and no page is used twice. */
 static void a_tile_in_anothers_place_is_an_error_in_every_context_that_has_it(void **state)
 {
@@ -650,6 +680,7 @@ int main(void)
         cmocka_unit_test(keys_and_values_of_unselected_blocks_change_no_bit),
         cmocka_unit_test(equal_landmarks_are_chosen_newest_first_whatever_the_threads_and_chunks),
         cmocka_unit_test(what_a_session_lets_its_indexes_learn_changes_no_bit),
+        cmocka_unit_test(a_token_waits_while_one_layer_learns_and_no_more),
         cmocka_unit_test(a_tile_in_anothers_place_is_an_error_in_every_context_that_has_it),
         cmocka_unit_test(clamped_retrieval_chooses_the_best_landmarks_and_equals_the_reference_over_them),
         cmocka_unit_test(stingy_retrieval_equals_the_papers_inference_in_plain_loops_in_every_scope),

@@ -176,6 +176,7 @@ typedef struct attn_step { /* buffers kept between steps */
     attn_lore *lore;      /* (layers, kv_heads); NULL before an index wants it */
     size_t lore_bytes;    /* of all that */
     uint64_t learn_bytes; /* what all that indexes learn may take; set by the session */
+    uint32_t rest;        /* calls of attn_step_run until a token lets another layer learn */
     cairn_step_stats stats;
     double *block_mass; /* per logical block, when sources are wanted; owned by the session */
     uint64_t n_block_mass;

@@ -107,6 +107,10 @@ void attn_lore_teach(attn_step *step, const attn_chunk *chunk, const attn_line *
 {
     const cairn_attention_shape *shape = step->shape;
     const attn_lore *lore = attn_lore_of(step, chunk->layer, 0);
+    if (step->rest > 0) {
+        step->rest--;
+        if (chunk->rows <= FEW) return; /* a token waits for one layer of one part at most */
+    }
     if (lore == NULL || lore->queries == NULL || lore->worth < TEACH_FROM) return;
     for (size_t p = 0; p < line->n_parts; p++) {
         if (!may_learn(step, line, chunk->layer, p)) continue;
@@ -115,6 +119,8 @@ void attn_lore_teach(attn_step *step, const attn_chunk *chunk, const attn_line *
         if (rows * (shape->head_dim / 2) > step->learn_bytes) continue;
         lesson l = {step, &line->parts[p], chunk->layer, chunk->rows <= FEW ? 1 : shape->block_tokens};
         cairn_pool_run(step->pool, shape->kv_heads, teach_item, &l); /* no memory: the index scans on as it did */
+        step->rest = shape->layers - 1;
+        if (chunk->rows <= FEW) return;
     }
 }
 

@@ -7,10 +7,10 @@ target_compile_options(cairn_options INTERFACE
   $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra>
   $<$<BOOL:${CAIRN_WERROR}>:-Werror>)
 if(CAIRN_SANITIZE STREQUAL "address")
-  target_compile_options(cairn_options INTERFACE -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g)
+  target_compile_options(cairn_options INTERFACE -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer $<$<NOT:$<CONFIG:Debug>>:-g1>)
   target_link_options(cairn_options INTERFACE -fsanitize=address,undefined)
 elseif(CAIRN_SANITIZE STREQUAL "thread")
-  target_compile_options(cairn_options INTERFACE -fsanitize=thread -g)
+  target_compile_options(cairn_options INTERFACE -fsanitize=thread $<$<NOT:$<CONFIG:Debug>>:-g1>)
   target_link_options(cairn_options INTERFACE -fsanitize=thread)
 elseif(NOT CAIRN_SANITIZE STREQUAL "")
   message(FATAL_ERROR "CAIRN_SANITIZE is '${CAIRN_SANITIZE}': use address or thread")

@@ -116,7 +116,7 @@ fi
 if [ -z "$quick" ]; then
     export ASAN_OPTIONS=detect_stack_use_after_return=1:strict_string_checks=1 UBSAN_OPTIONS=print_stacktrace=1
     say "address and undefined sanitizers: build"
-    if build build-asan -DCMAKE_BUILD_TYPE=None -DCMAKE_C_FLAGS="-O1 -g" -DCMAKE_CXX_FLAGS="-O1 -g" -DCAIRN_SANITIZE=address; then
+    if build build-asan -DCMAKE_BUILD_TYPE=None -DCMAKE_C_FLAGS="-O1 -g1" -DCMAKE_CXX_FLAGS="-O1 -g1" -DCAIRN_SANITIZE=address; then
         say "address and undefined sanitizers: tests"
         tests build-asan ASan+UBSan -LE slow
     fi
@@ -124,7 +124,7 @@ if [ -z "$quick" ]; then
     if ! runner=$(thread_sanitizer_runner); then
         echo "skipped: programs under the thread sanitizer do not start on this machine"
         count 0 0 1
-    elif label=threads build build-tsan -DCMAKE_BUILD_TYPE=None -DCMAKE_C_FLAGS="-O1 -g" -DCMAKE_CXX_FLAGS="-O1 -g" -DCAIRN_SANITIZE=thread; then
+    elif label=threads build build-tsan -DCMAKE_BUILD_TYPE=None -DCMAKE_C_FLAGS="-O1 -g1" -DCMAKE_CXX_FLAGS="-O1 -g1" -DCAIRN_SANITIZE=thread; then
         export TSAN_OPTIONS=suppressions=$PWD/tests/tsan.supp:halt_on_error=1
         tests build-tsan TSan -L threads
     fi

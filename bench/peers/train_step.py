@@ -10,8 +10,8 @@ better of the two is what ours has to be compared with. Windows of one step run 
     bench/peers/train_step.py [--ours build/cairn] [--threads 1,2] [--rows 512,1024] [--repeats 5] [--json FILE]
 
 Every measurement is a process of its own: PyTorch with one setting, PyTorch with glibc told to keep its memory
-(`malloc`: MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_; eager operators allocate their outputs anew), and ours, one
-after the other in every repeat, so that what else the machine does meets all of them. Tokens are those that have a
+(`malloc`: MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_; eager operators allocate their outputs anew), the same with its
+products in bf16 (autocast: oneDNN's, if the processor has units for them), and ours with either kind of products, one after the other in every repeat, so that what else the machine does meets all of them. Tokens are those that have a
 target, as in cairn's own reports. Beside tokens a second of wall time there are tokens a second of processor time, which
 other processes disturb less. Needs python3-torch and python3-numpy.
 """
@@ -21,8 +21,8 @@ root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 BOS, FIRST_BYTE, LANDMARK = 1, 3, 259
 WINDOWS = 8  # of a step
 DEMO_MODEL = os.path.join(root, "models", "cairn-tiny-f16.gguf")
-DEMO = dict(vocab=260, width=192, layers=4, heads=6, head_dim=32, hidden=512, block=64, clamp=3, local={0: 1},
-            theta=10000.0, eps=1e-5)
+DEMO = dict(vocab=260, width=192, layers=4, heads=3, head_dim=64, hidden=512, block=64, clamp=3, local={0: 1},
+            theta=1e6, eps=1e-5)
 
 
 # ---- GGUF: just what the golden model and the demo model hold ----
@@ -358,7 +358,8 @@ def time_torch(opt):
     for step in range(opt.steps + 2):
         begun, begun_cpu, loss = time.perf_counter(), time.process_time(), 0.0
         for first in range(step * WINDOWS, (step + 1) * WINDOWS, batch):
-            one = model.loss(tokens[first:first + batch], targets[first:first + batch]) / count
+            with torch.autocast("cpu", torch.bfloat16, enabled=opt.worker_bf16):
+                one = model.loss(tokens[first:first + batch], targets[first:first + batch]) / count
             one.backward()
             loss += float(one.detach())
         before_update = time.perf_counter()
@@ -372,25 +373,26 @@ def time_torch(opt):
                       "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
 
 
-def run_torch(opt, rows, threads, attention, batch, malloc):
+def run_torch(opt, rows, threads, attention, batch, malloc, bf16=False):
     env = {**os.environ, "OPENBLAS_NUM_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
     if malloc:
         env.update(MALLOC_MMAP_THRESHOLD_="20000000000", MALLOC_TRIM_THRESHOLD_="20000000000")
     run = subprocess.run([sys.executable, os.path.abspath(__file__), "--worker-rows", str(rows), "--worker-threads",
                           str(threads), "--worker-attention", attention, "--worker-batch", str(batch), "--steps",
-                          str(opt.steps), "--corpus", *opt.corpus], env=env, stdout=subprocess.PIPE)
+                          str(opt.steps), *(["--worker-bf16"] if bf16 else []), "--corpus", *opt.corpus], env=env,
+                         stdout=subprocess.PIPE)
     if run.returncode != 0:
         sys.exit(f"PyTorch with {rows} rows, {attention}, batch {batch}: exit {run.returncode}")
     return json.loads(run.stdout)
 
 
-def run_ours(opt, rows, threads):
+def run_ours(opt, rows, threads, products):
     """Two updates warm up here too: the first report."""
     d = DEMO
     plan = {"name": "step", "model": {
         "width": d["width"], "layers": d["layers"], "heads": d["heads"], "kv_heads": d["heads"], "head_dim": d["head_dim"],
         "hidden": d["hidden"], "block_tokens": d["block"] - 1, "clamp_blocks": d["clamp"], "window_blocks": 1, "top_k": 4,
-        "local_layers": 1, "local_window_blocks": 1, "seed": 1, "threads": threads},
+        "rope_theta": d["theta"], "local_layers": 1, "local_window_blocks": 1, "seed": 1, "threads": threads},
         "stages": [{"name": "text", "steps": opt.steps + 2, "window": rows, "windows": WINDOWS, "warmup": 0, "floor": 1,
                     "adam": 2e-3, "muon": 0.02, "text": 1, "text_weight": 1, "guide": 0}]}
     with tempfile.TemporaryDirectory() as work:
@@ -399,7 +401,7 @@ def run_ours(opt, rows, threads):
             json.dump(plan, f)
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         run = subprocess.run([opt.ours, "train", "-p", os.path.join(work, "plan.json"), "-o", os.path.join(work, "m.gguf"),
-                              "--held-out", "0", "--log", log, "--report", "2", "--minutes", "1000", "--json",
+                              "--held-out", "0", "--products", products, "--log", log, "--report", "2", "--minutes", "1000", "--json",
                               *(word for path in opt.corpus for word in ("--corpus", path))], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         if run.returncode != 0:
@@ -436,8 +438,11 @@ def measure(opt):
                 print(f"rows {rows}, threads {threads}: PyTorch {a}, batch {b}: {r:.0f} tokens/s", file=sys.stderr)
             ways = {f"PyTorch, {attention}, batch {batch}": lambda: run_torch(opt, rows, threads, attention, batch, False),
                     f"PyTorch, {attention}, batch {batch}, malloc": lambda: run_torch(opt, rows, threads, attention, batch, True)}
+            ways[f"PyTorch, {attention}, batch {batch}, malloc, bf16"] = \
+                lambda: run_torch(opt, rows, threads, attention, batch, True, True)
             if opt.ours:
-                ways["cairn train"] = lambda: run_ours(opt, rows, threads)
+                ways["cairn train, f32"] = lambda: run_ours(opt, rows, threads, "f32")
+                ways["cairn train"] = lambda: run_ours(opt, rows, threads, "auto")
             samples = {name: [] for name in ways}
             for _ in range(opt.repeats):
                 for name, run in ways.items():
@@ -477,6 +482,7 @@ ap.add_argument("--corpus", nargs="+", default=[os.path.join(root, d) for d in (
 ap.add_argument("--json", metavar="FILE", help="a line of JSON for every row of the table")
 for name, kind in (("rows", int), ("threads", int), ("batch", int), ("attention", str)):
     ap.add_argument(f"--worker-{name}", type=kind, help=argparse.SUPPRESS)
+ap.add_argument("--worker-bf16", action="store_true", help=argparse.SUPPRESS)
 opt = ap.parse_args()
 try:
     import torch  # after --help

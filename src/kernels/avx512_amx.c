@@ -47,6 +47,17 @@ INLINE __mmask16 lanes(size_t n)
 
 /* ---- packing ---- */
 
+/* Of four vectors' lanes of 128 bits: the even ones of two each, then the odd ones. */
+INLINE void part_lanes(__m512i to[SIDE], const __m512i from[SIDE])
+{
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        to[i] = _mm512_shuffle_i32x4(from[i], from[i + 4], 0x88);
+        to[i + 4] = _mm512_shuffle_i32x4(from[i + 8], from[i + 12], 0x88);
+        to[i + 8] = _mm512_shuffle_i32x4(from[i], from[i + 4], 0xdd);
+        to[i + 12] = _mm512_shuffle_i32x4(from[i + 8], from[i + 12], 0xdd);
+    }
+}
 /* 16 x 16 numbers of 32 bits, transposed: pairs, fours and whole lanes change places. */
 INLINE void transpose(__m512i r[SIDE])
 {
@@ -63,20 +74,8 @@ INLINE void transpose(__m512i r[SIDE])
         r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
         r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
     }
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) {
-        t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
-        t[i + 4] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
-        t[i + 8] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
-        t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) {
-        r[i] = _mm512_shuffle_i32x4(t[i], t[i + 4], 0x88);
-        r[i + 4] = _mm512_shuffle_i32x4(t[i + 8], t[i + 12], 0x88);
-        r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 4], 0xdd);
-        r[i + 12] = _mm512_shuffle_i32x4(t[i + 8], t[i + 12], 0xdd);
-    }
+    part_lanes(t, r);
+    part_lanes(r, t);
 }
 
 /* Keeps the compiler from holding sixteen pointers, one for each line, where one that walks will do. */
@@ -189,13 +188,13 @@ static void begin(void)
 
 /* C (m, n) = (add ? C : 0) + A B of up to 32 x 32, `steps` tiles deep: sums in tiles 0 and 1 of the upper rows, 2 and 3
  * of the lower ones. */
-INLINE void sums(const bool lower, const bool right, size_t m, size_t n, size_t steps, const bf16 *a, const bf16 *b,
-                 float *c, size_t ldc, bool add)
+static void sums(size_t m, size_t n, size_t steps, const bf16 *a, const bf16 *b, float *c, size_t ldc, bool add)
 {
+    const bool lower = m > SIDE, right = n > SIDE;
     const bf16 *a2 = a + steps * TILE, *b2 = b + steps * TILE;
-    const bool whole = m >= (lower ? 32 : 16) && n >= (right ? 32 : 16), ahead = whole && add;
+    const bool whole = m % SIDE == 0 && n % SIDE == 0;
     const size_t bytes = ldc * sizeof *c;
-    if (ahead) {
+    if (whole && add) {
         _tile_loadd(0, c, bytes);
         if (right) _tile_loadd(1, c + SIDE, bytes);
         if (lower) _tile_loadd(2, c + SIDE * ldc, bytes);
@@ -232,10 +231,10 @@ INLINE void sums(const bool lower, const bool right, size_t m, size_t n, size_t 
     if (right) _tile_stored(1, edge[1], 64);
     if (lower) _tile_stored(2, edge[2], 64);
     if (lower && right) _tile_stored(3, edge[3], 64);
-    for (size_t i = 0; i < m && i < (lower ? 32 : 16); i++) {
-        const float *sums = edge[i / SIDE * 2] + i % SIDE * SIDE;
-        put_line(_mm512_load_ps(sums), n, c + i * ldc, add);
-        if (right) put_line(_mm512_load_ps(sums + SIDE * SIDE), n - SIDE, c + i * ldc + SIDE, add);
+    for (size_t i = 0; i < m; i++) {
+        const float *line = edge[i / SIDE * 2] + i % SIDE * SIDE;
+        put_line(_mm512_load_ps(line), n, c + i * ldc, add);
+        if (right) put_line(_mm512_load_ps(line + SIDE * SIDE), n - SIDE, c + i * ldc + SIDE, add);
     }
 }
 
@@ -244,17 +243,8 @@ static void multiply(size_t m, size_t n, size_t steps, const bf16 *a, const bf16
     const size_t panel = steps * TILE;
     for (size_t j = 0; j < n; j += 32, b += 2 * panel) {
         const bf16 *rows = a;
-        for (size_t i = 0; i < m; i += 32, rows += 2 * panel) {
-            float *to = c + i * ldc + j;
-            if (m - i > 16 && n - j > 16)
-                sums(true, true, m - i, n - j, steps, rows, b, to, ldc, add);
-            else if (n - j > 16)
-                sums(false, true, m - i, n - j, steps, rows, b, to, ldc, add);
-            else if (m - i > 16)
-                sums(true, false, m - i, n - j, steps, rows, b, to, ldc, add);
-            else
-                sums(false, false, m - i, n - j, steps, rows, b, to, ldc, add);
-        }
+        for (size_t i = 0; i < m; i += 32, rows += 2 * panel)
+            sums(least(m - i, 32), least(n - j, 32), steps, rows, b, c + i * ldc + j, ldc, add);
     }
 }
 

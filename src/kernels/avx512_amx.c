@@ -252,6 +252,29 @@ static void multiply(size_t m, size_t n, size_t steps, const bf16 *a, const bf16
 
 static_assert((OF_A + OF_B) * sizeof(bf16) + 64 <= CAIRN_GEMM_SCRATCH * sizeof(float), "scratch of gemm");
 
+/* Room for pieces of both operands, and the largest piece: `deep` along k, `tall` rows of A, `wide` columns of B. */
+typedef struct pieces {
+    bf16 *a, *b;
+    size_t deep, tall, wide;
+} pieces;
+
+static void by_pieces(const pieces *p, size_t m, size_t n, size_t k, const float *a, size_t row, size_t col,
+                      const float *b, size_t brow, size_t bcol, float *c, size_t ldc, bool add)
+{
+    for (size_t l = 0; l < k; l += p->deep, add = true) {
+        const size_t deep = least(k - l, p->deep), steps = up_to(deep, DEPTH) / DEPTH;
+        for (size_t j = 0; j < n; j += p->wide) {
+            const size_t wide = least(n - j, p->wide);
+            pack_b(p->b, b + l * brow + j * bcol, brow, bcol, wide, deep);
+            for (size_t i = 0; i < m; i += p->tall) {
+                const size_t tall = least(m - i, p->tall);
+                pack_a(p->a, a + i * row + l * col, row, col, tall, deep);
+                multiply(tall, wide, steps, p->a, p->b, c + i * ldc + j, ldc, add);
+            }
+        }
+    }
+}
+
 void cairn_gemm_amx(size_t m, size_t n, size_t k, const float *a, size_t row, size_t col, const float *b, size_t brow,
                     size_t bcol, float *c, size_t ldc, bool add, float *scratch)
 {
@@ -259,22 +282,11 @@ void cairn_gemm_amx(size_t m, size_t n, size_t k, const float *a, size_t row, si
         cairn_kernels_avx512_table.gemm(m, n, k, a, row, col, b, brow, bcol, c, ldc, add, scratch);
         return;
     }
-    bf16 *packed_a = (bf16 *)(((uintptr_t)scratch + 63) / 64 * 64), *packed_b = packed_a + OF_A;
-    const size_t pieces = (k + DEEP - 1) / DEEP, depth = up_to((k + pieces - 1) / pieces, DEPTH);
-    const size_t tall_most = OF_A / depth / 32 * 32, wide_most = OF_B / depth / 32 * 32;
+    bf16 *packed = (bf16 *)(((uintptr_t)scratch + 63) / 64 * 64);
+    const size_t parts = (k + DEEP - 1) / DEEP, deep = up_to((k + parts - 1) / parts, DEPTH);
+    const pieces p = {packed, packed + OF_A, deep, OF_A / deep / 32 * 32, OF_B / deep / 32 * 32};
     begin();
-    for (size_t l = 0; l < k; l += depth, add = true) {
-        const size_t deep = least(k - l, depth), steps = up_to(deep, DEPTH) / DEPTH;
-        for (size_t j = 0; j < n; j += wide_most) {
-            const size_t wide = least(n - j, wide_most);
-            pack_b(packed_b, b + l * brow + j * bcol, brow, bcol, wide, deep);
-            for (size_t i = 0; i < m; i += tall_most) {
-                const size_t tall = least(m - i, tall_most);
-                pack_a(packed_a, a + i * row + l * col, row, col, tall, deep);
-                multiply(tall, wide, steps, packed_a, packed_b, c + i * ldc + j, ldc, add);
-            }
-        }
-    }
+    by_pieces(&p, m, n, k, a, row, col, b, brow, bcol, c, ldc, add);
 }
 
 void cairn_product_amx(size_t m, size_t n, size_t k, const float *a, size_t row, size_t col, const float *b, size_t ldb,
@@ -284,18 +296,8 @@ void cairn_product_amx(size_t m, size_t n, size_t k, const float *a, size_t row,
         cairn_kernels_avx512_table.product(m, n, k, a, row, col, b, ldb, c, ldc, add);
         return;
     }
-    _Alignas(64) bf16 packed_a[SMALL * SHALLOW], packed_b[SMALL * SHALLOW];
+    _Alignas(64) bf16 packed[2][SMALL * SHALLOW];
+    const pieces p = {packed[0], packed[1], SHALLOW, SMALL, SMALL};
     if (!ready) begin();
-    for (size_t l = 0; l < k; l += SHALLOW, add = true) {
-        const size_t deep = least(k - l, SHALLOW), steps = up_to(deep, DEPTH) / DEPTH;
-        for (size_t j = 0; j < n; j += SMALL) {
-            const size_t wide = least(n - j, SMALL);
-            pack_b(packed_b, b + l * ldb + j, ldb, 1, wide, deep);
-            for (size_t i = 0; i < m; i += SMALL) {
-                const size_t tall = least(m - i, SMALL);
-                pack_a(packed_a, a + i * row + l * col, row, col, tall, deep);
-                multiply(tall, wide, steps, packed_a, packed_b, c + i * ldc + j, ldc, add);
-            }
-        }
-    }
+    by_pieces(&p, m, n, k, a, row, col, b, ldb, 1, c, ldc, add);
 }

@@ -704,8 +704,9 @@ static void gemm_agrees_with_double_loops_and_respects_leading_dimensions(void *
 {
     (void)state;
     test_random r = {12};
-    const size_t shapes[][3] = {{1, 1, 1}, {3, 5, 7}, {64, 48, 33}, {1, 100, 64}, {17, 1, 20}, {4, 4, 0}, {0, 3, 3}};
-    for (size_t s = 0; s < 7; s++) {
+    const size_t shapes[][3] = {{1, 1, 1},   {3, 5, 7}, {64, 48, 33}, {1, 100, 64},
+                                {17, 1, 20}, {4, 4, 0}, {0, 3, 3},    {130, 70, 300}};
+    for (size_t s = 0; s < 8; s++) {
         size_t m = shapes[s][0], n = shapes[s][1], k = shapes[s][2], lda = k + 3, ldb = k + 1, ldc = n + 2;
         float *a = malloc((m * lda + 1) * sizeof *a), *b = malloc((n * ldb + 1) * sizeof *b),
               *c = malloc((m * ldc + 1) * sizeof *c);
@@ -714,9 +715,12 @@ static void gemm_agrees_with_double_loops_and_respects_leading_dimensions(void *
         cairn_gemm_nt(m, n, k, a, lda, b, ldb, c, ldc);
         for (size_t i = 0; i < m; i++) {
             for (size_t j = 0; j < n; j++) {
-                double want = 0;
-                for (size_t l = 0; l < k; l++) want += (double)a[i * lda + l] * b[j * ldb + l];
-                CLOSE("gemm", c[i * ldc + j], want, 1e-5, "shape %zu", s);
+                double want = 0, size = 0;
+                for (size_t l = 0; l < k; l++) {
+                    double term = (double)a[i * lda + l] * b[j * ldb + l];
+                    want += term, size += fabs(term);
+                }
+                CLOSE("gemm", c[i * ldc + j], want, (double)(k + 1) * EPS * size, "shape %zu", s);
             }
             assert_int_equal(bits_of(c[i * ldc + n]), bits_of(5.0f));
         }
@@ -724,13 +728,41 @@ static void gemm_agrees_with_double_loops_and_respects_leading_dimensions(void *
     }
 }
 
+static void a_row_of_gemm_has_the_same_bits_however_many_tiles_there_are(void **state)
+{
+    (void)state;
+    enum { TILES = 5, M = 64, N = 70, K = 300 };
+    test_random r = {14};
+    float *a = malloc(TILES * M * K * sizeof *a), *b = malloc(N * K * sizeof *b);
+    float *all = malloc(TILES * M * N * sizeof *all), *one = malloc(M * N * sizeof *one);
+    test_random_fill(&r, a, TILES * M * K), test_random_fill(&r, b, N * K);
+    cairn_gemm_nt_tiles(TILES, M, N, K, a, K, b, K, all, N);
+    for (size_t t = 0; t < TILES; t++) {
+        cairn_gemm_nt(M, N, K, a + t * M * K, K, b, K, one, N);
+        assert_memory_equal(one, all + t * M * N, M * N * sizeof *one);
+    }
+    free(a), free(b), free(all), free(one);
+}
+
+static void reports_name_the_table_and_what_openblas_took_the_processor_for(void **state)
+{
+    (void)state;
+    const char *words = cairn_kernels_words(), *asked = getenv("OPENBLAS_CORETYPE");
+    const cairn_kernels *best = cairn_kernels_best();
+    assert_memory_equal(words, best->name, strlen(best->name));
+    if (asked != NULL && strcmp(asked, "Prescott") == 0)
+        assert_string_equal(words + strlen(best->name),
+                            best == &cairn_kernels_ref ? ", OpenBLAS's Prescott" : ", OpenBLAS's Prescott replaced");
+}
+
 /* A and B by element, whichever way round they are stored */
 static void gemm_for_gradients_agrees_with_double_loops_and_adds_if_asked(void **state)
 {
     (void)state;
     test_random r = {13};
-    const size_t shapes[][3] = {{1, 1, 1}, {3, 5, 7}, {64, 48, 33}, {1, 100, 64}, {17, 1, 20}, {4, 4, 0}, {0, 3, 3}};
-    for (size_t s = 0; s < 4 * 7; s++) {
+    const size_t shapes[][3] = {{1, 1, 1},   {3, 5, 7}, {64, 48, 33}, {1, 100, 64},
+                                {17, 1, 20}, {4, 4, 0}, {0, 3, 3},    {130, 70, 300}};
+    for (size_t s = 0; s < 4 * 8; s++) {
         size_t m = shapes[s / 4][0], n = shapes[s / 4][1], k = shapes[s / 4][2];
         bool tn = (s & 1) != 0, add = (s & 2) != 0;
         size_t row = tn ? 1 : k + 3, col = tn ? m + 3 : 1; /* steps of A's element (i, l) */
@@ -742,9 +774,13 @@ static void gemm_for_gradients_agrees_with_double_loops_and_adds_if_asked(void *
         (tn ? cairn_gemm_tn : cairn_gemm_nn)(m, n, k, a, tn ? col : row, b, ldb, c, ldc, add);
         for (size_t i = 0; i < m; i++) {
             for (size_t j = 0; j < n; j++) {
-                double want = add ? (double)was[i * ldc + j] : 0;
-                for (size_t l = 0; l < k; l++) want += (double)a[i * row + l * col] * b[l * ldb + j];
-                CLOSE("gemm", c[i * ldc + j], want, 1e-5, "shape %zu, %s%s", s / 4, tn ? "tn" : "nn", add ? " +=" : "");
+                double want = add ? (double)was[i * ldc + j] : 0, size = fabs(want);
+                for (size_t l = 0; l < k; l++) {
+                    double term = (double)a[i * row + l * col] * b[l * ldb + j];
+                    want += term, size += fabs(term);
+                }
+                CLOSE("gemm", c[i * ldc + j], want, (double)(k + 1) * EPS * size, "shape %zu, %s%s", s / 4,
+                      tn ? "tn" : "nn", add ? " +=" : "");
             }
             assert_int_equal(bits_of(c[i * ldc + n]), bits_of(was[i * ldc + n]));
         }
@@ -803,6 +839,8 @@ int main(void)
         cmocka_unit_test(scan_rows_quantize_within_half_a_step_and_pad_with_zeros),
         cmocka_unit_test(gemm_agrees_with_double_loops_and_respects_leading_dimensions),
         cmocka_unit_test(gemm_for_gradients_agrees_with_double_loops_and_adds_if_asked),
+        cmocka_unit_test(a_row_of_gemm_has_the_same_bits_however_many_tiles_there_are),
+        cmocka_unit_test(reports_name_the_table_and_what_openblas_took_the_processor_for),
         cmocka_unit_test(the_environment_asks_for_a_lesser_table_and_nonsense_gives_the_best),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -164,7 +164,7 @@ void cairn_session_info_get(const cairn_session *s, cairn_session_info *out)
                                 .own_bytes = s->own.ram_bytes,
                                 .spilled_bytes = s->own.spill_bytes,
                                 .fetch = CAIRN_FETCH_MAP,
-                                .kernels = s->step.kernels->name,
+                                .kernels = cairn_kernels_words(),
                                 .threads = (uint32_t)cairn_pool_size(s->pool)};
     for (size_t i = 0; i < s->own.n; i++) out->own_blocks += s->own.items[i].complete && !s->own.items[i].committed;
     snprintf(out->index, sizeof out->index, "%s", s->landmarks.kinds[0] != 0 ? s->landmarks.kinds : "scan");

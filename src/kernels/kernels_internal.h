@@ -180,11 +180,18 @@ cairn_tile cairn_tile_over(const void *payload, cairn_dtype dtype, uint32_t toke
 /* One row to int8: values[dim padded], returns the scale (max|x|/127); *sum = sum of the int8 values. */
 float cairn_scan_quantize(const float *row, size_t dim, int8_t *values, int32_t *sum);
 
-/* ---- matrix products through OpenBLAS (the only file that includes cblas.h), one thread, called from our own ---- */
+/* ---- matrix products through OpenBLAS (the only file that includes cblas.h), one thread, called from our own ----
+ * Where OpenBLAS takes the processor for one without AVX2 the best table's products stand in. */
+
+const char *cairn_kernels_words(void); /* the best table and OpenBLAS's core: "avx512, OpenBLAS's SkylakeX" */
 
 /* C (m, n) = A (m, k) * B (n, k)^T; row-major, leading dimensions in elements. */
 void cairn_gemm_nt(size_t m, size_t n, size_t k, const float *a, size_t lda, const float *b, size_t ldb, float *c,
                    size_t ldc);
+/* The same for `tiles` pieces of m rows that follow each other in A and C: a row does not depend on how many there are,
+ * as it may on m. */
+void cairn_gemm_nt_tiles(size_t tiles, size_t m, size_t n, size_t k, const float *a, size_t lda, const float *b,
+                         size_t ldb, float *c, size_t ldc);
 /* What a gradient needs besides: C (m, n) = A (m, k) * B (k, n), and C (m, n) = A (k, m)^T * B (k, n). add: += */
 void cairn_gemm_nn(size_t m, size_t n, size_t k, const float *a, size_t lda, const float *b, size_t ldb, float *c,
                    size_t ldc, bool add);

@@ -65,9 +65,9 @@ static void product_item(void *arg, size_t item, size_t worker)
     size_t first = number * panel_rows(w);
     size_t n = w->rows - first < panel_rows(w) ? w->rows - first : panel_rows(w);
     const float *b = panel(p->rt, w, first, n, worker);
-    for (size_t t = p->tiles * split / p->splits; t < p->tiles * (split + 1) / p->splits; t++)
-        cairn_gemm_nt(B, n, w->cols, p->a + t * B * w->cols, w->cols, b, w->cols, p->out[i] + t * B * w->rows + first,
-                      w->rows);
+    size_t t = p->tiles * split / p->splits, end = p->tiles * (split + 1) / p->splits;
+    cairn_gemm_nt_tiles(end - t, B, n, w->cols, p->a + t * B * w->cols, w->cols, b, w->cols,
+                        p->out[i] + t * B * w->rows + first, w->rows);
 }
 
 static void multiply(products *p)

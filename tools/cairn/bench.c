@@ -261,8 +261,8 @@ void bench_print_head(const bench *b)
            (double)b->model.info.parameters * 1e-6);
     printf("corpus   %zu files, %s held out; seed %u\n", cairn_corpus_files(b->corpus),
            human_bytes(&held, b->held_bytes), b->flags->seed);
-    printf("machine  %s, %u threads, %s kernels\n\n", machine_line(&m, line), b->machine.threads,
-           b->machine.kernels != NULL ? b->machine.kernels : "no");
+    printf("machine  %s, %u threads, kernels %s\n\n", machine_line(&m, line), b->machine.threads,
+           b->machine.kernels != NULL ? b->machine.kernels : "none");
 }
 
 static json_t *shape_json(const cairn_attention_shape *shape)

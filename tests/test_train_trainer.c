@@ -236,6 +236,54 @@ static void blocks_end_in_the_digits_of_as_many_facts_as_a_stage_says(void **sta
     assert_in_range(100 * all / facts, 75, 100); /* but where the one before has used up the gaps */
 }
 
+/* Names in 200 lessons, and those that an earlier one of their lesson becomes if two of its letters change places or
+ * one becomes another. */
+static void count_alike(const fixture *fx, float alike, size_t *names, size_t *like_another)
+{
+    enum { BYTES = 1008, N = CAIRN_RECALL_NAME };
+    cairn_lesson lesson;
+    *names = *like_another = 0;
+    assert_ok(cairn_lesson_init(&lesson, BYTES));
+    for (uint64_t seed = 0; seed < 200; seed++) {
+        cairn_train_stage stage = mixed_stage();
+        stage.dense = stage.text = 0;
+        stage.facts = 12;
+        stage.alike = alike;
+        cairn_random r = cairn_random_of("test", seed, 0, 0);
+        assert_ok(cairn_lesson_make(&lesson, fx->corpus, &stage, &r, BYTES, 63));
+        size_t first = lesson.secrets[0].name[0] == 0 ? 1 : 0;
+        for (size_t i = first + 1; i < lesson.n_secrets; i++) {
+            const char *name = lesson.secrets[i].name;
+            bool found = false;
+            for (size_t j = first; j < i; j++) {
+                const char *other = lesson.secrets[j].name;
+                size_t differs[N], n = 0;
+                for (size_t c = 0; c < N; c++)
+                    if (name[c] != other[c]) differs[n++] = c;
+                assert_true(n > 0); /* no name twice */
+                found |= n == 1 ||
+                         (n == 2 && name[differs[0]] == other[differs[1]] && name[differs[1]] == other[differs[0]]);
+            }
+            ++*names;
+            *like_another += found;
+        }
+    }
+    cairn_lesson_wipe(&lesson);
+}
+
+static void as_many_names_are_like_another_of_their_window_as_a_stage_says(void **state)
+{
+    const fixture *fx = *state;
+    size_t names, by_chance, half, all;
+    count_alike(fx, 0, &names, &by_chance);
+    assert_in_range(100 * by_chance / names, 0, 2);
+    count_alike(fx, 0.5F, &names, &half);
+    assert_in_range(100 * half / names, 42, 58);
+    count_alike(fx, 1, &names, &all);
+    print_message("  %zu, %zu, %zu of %zu names\n", by_chance, half, all, names);
+    assert_in_range(100 * all / names, 97, 100); /* but where every try gave one that was there */
+}
+
 /* ---- runs ---- */
 
 static void a_resumed_run_is_the_undisturbed_one_bit_for_bit(void **state)
@@ -522,6 +570,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         with_fixture(answers_are_what_the_text_said_and_guided_rows_point_at_it),
         with_fixture(blocks_end_in_the_digits_of_as_many_facts_as_a_stage_says),
+        with_fixture(as_many_names_are_like_another_of_their_window_as_a_stage_says),
         with_fixture(a_resumed_run_is_the_undisturbed_one_bit_for_bit),
         with_fixture(a_small_model_learns_its_text_whatever_the_threads),
         with_fixture(products_in_bf16_train_as_those_in_f32_do),

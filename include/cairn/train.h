@@ -93,6 +93,8 @@ typedef struct cairn_train_stage {
     uint32_t rivals;      /* remembered landmark keys that compete, the newest; 0 = all */
     float cut;            /* share of facts hidden in text that are moved so that a block ends in their digits or just
                              before them, which chance does to one in eight (63 bytes a block; places are in bytes) */
+    float alike;          /* share of the names hidden in text that are another one of their window with two letters
+                             changed for each other, or one for a new one */
 } cairn_train_stage;
 CAIRN_API void cairn_train_stage_init(cairn_train_stage *stage); /* text alone, at rates known to train */
 

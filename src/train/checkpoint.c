@@ -23,8 +23,8 @@ enum { VERSION = 1, HEADER = 72 };
 static const char magic[8] = "CRNTRAIN";
 
 /* What of a stage makes a run: all fields after its name, up to the last. There is no gap between them. */
-#define STAGE_BYTES (offsetof(cairn_train_stage, cut) + sizeof(float) - offsetof(cairn_train_stage, steps))
-static_assert(STAGE_BYTES == 8 + 22 * 4, "a field of a stage is missing here, or there is a gap");
+#define STAGE_BYTES (offsetof(cairn_train_stage, alike) + sizeof(float) - offsetof(cairn_train_stage, steps))
+static_assert(STAGE_BYTES == 8 + 23 * 4, "a field of a stage is missing here, or there is a gap");
 
 typedef struct lane_memory {
     size_t *counters;

@@ -237,7 +237,12 @@ static void make_plan(writer *w, plan *p)
     size_t questions = (size_t)(1 + cairn_random_below(w->random, stage->questions));
     p->n = p->bytes = 0;
     for (size_t i = 0; i < facts && p->n < EVENTS_MAX / 2; i++) {
-        l->secrets[i] = cairn_secret_draw(w->random, plain && i == 0, l->secrets, i);
+        const size_t named = plain ? 1 : 0; /* the first of them */
+        if (i > named && stage->alike > 0 && chance(w, stage->alike))
+            l->secrets[i] = cairn_secret_alike(w->random, &l->secrets[named + cairn_random_below(w->random, i - named)],
+                                               l->secrets, i);
+        else
+            l->secrets[i] = cairn_secret_draw(w->random, plain && i == 0, l->secrets, i);
         const event e = {(uint32_t)i, CAIRN_SAYS};
         /* room for one question at least */
         const size_t least = event_bytes(l, &e) + cairn_sentence_bytes(CAIRN_ASKS, false) + slack;

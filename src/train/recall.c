@@ -75,15 +75,39 @@ size_t cairn_sentence_write(cairn_sentence kind, const cairn_secret *secret, boo
     return n;
 }
 
+static bool is_taken(const char *name, const cairn_secret *others, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if (strcmp(others[i].name, name) == 0) return true;
+    return false;
+}
+
 cairn_secret cairn_secret_draw(cairn_random *r, bool plain, const cairn_secret *others, size_t n)
 {
     cairn_secret s = {0};
-    bool taken = !plain;
     for (int i = 0; i < CAIRN_RECALL_DIGITS; i++) s.digits[i] = (char)('0' + cairn_random_below(r, 10));
-    while (taken) {
-        taken = false;
+    while (!plain) {
         for (int i = 0; i < CAIRN_RECALL_NAME; i++) s.name[i] = (char)('A' + cairn_random_below(r, 26));
-        for (size_t i = 0; i < n && !taken; i++) taken = strcmp(others[i].name, s.name) == 0;
+        if (!is_taken(s.name, others, n)) break;
+    }
+    return s;
+}
+
+cairn_secret cairn_secret_alike(cairn_random *r, const cairn_secret *like, const cairn_secret *others, size_t n)
+{
+    enum { TRIES = 8 };
+    cairn_secret s = cairn_secret_draw(r, false, others, n);
+    char name[CAIRN_RECALL_NAME + 1] = "";
+    for (int i = 0; i < TRIES; i++) {
+        const uint64_t one = cairn_random_below(r, CAIRN_RECALL_NAME), other = cairn_random_below(r, CAIRN_RECALL_NAME);
+        memcpy(name, like->name, sizeof name);
+        if (cairn_random_below(r, 2) == 0)
+            name[one] = like->name[other], name[other] = like->name[one];
+        else
+            name[one] = (char)('A' + cairn_random_below(r, 26));
+        if (is_taken(name, others, n)) continue;
+        memcpy(s.name, name, sizeof name);
+        break;
     }
     return s;
 }

@@ -23,6 +23,10 @@ typedef struct cairn_secret {
 /* A secret whose name is none of the n before it. */
 cairn_secret cairn_secret_draw(cairn_random *r, bool plain, const cairn_secret *others, size_t n);
 
+/* The same, but the name is that of `like` with two letters changed for each other, or one for a new one; a name of its
+ * own if that does not give one soon ("AAAA"). */
+cairn_secret cairn_secret_alike(cairn_random *r, const cairn_secret *like, const cairn_secret *others, size_t n);
+
 /* A sentence in pieces; pieces[i] is literal text, "N" stands for the name, "D" for the digits. */
 typedef enum cairn_sentence { CAIRN_SAYS, CAIRN_ASKS, CAIRN_SAYS_SHORT } cairn_sentence;
 const char *const *cairn_sentence_pieces(cairn_sentence kind, bool plain); /* ends with NULL */

@@ -85,6 +85,7 @@ static cairn_status check_stage(const cairn_train_stage *s, uint32_t unit, const
                   {"grass", s->grass},
                   {"numbers", s->numbers},
                   {"cut", s->cut},
+                  {"alike", s->alike},
                   {"floor", s->floor}};
     cairn_status st = check_count(s, "steps", s->steps, 1, UINT32_MAX);
     if (st == CAIRN_OK) st = check_count(s, "window", s->window, 2 * (uint64_t)unit, WINDOW_MAX);

@@ -38,7 +38,7 @@ static const field stage_fields[] = {
     STAGE(FIELD_REAL, said),          STAGE(FIELD_REAL, interleaved), STAGE(FIELD_REAL, short_form),
     STAGE(FIELD_REAL, grass),         STAGE(FIELD_REAL, numbers),     STAGE(FIELD_REAL, text_weight),
     STAGE(FIELD_REAL, answer_weight), STAGE(FIELD_REAL, guide),       STAGE(FIELD_U32, distractors),
-    STAGE(FIELD_U32, rivals),         STAGE(FIELD_REAL, cut),
+    STAGE(FIELD_U32, rivals),         STAGE(FIELD_REAL, cut),         STAGE(FIELD_REAL, alike),
 };
 
 static int read_fields(cli *c, const char *path, const char *where, const json_t *object, const field *fields, size_t n,

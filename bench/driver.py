@@ -24,6 +24,23 @@ def asks(name=None):
     return f"\nWhat is the pass key{whose}? The pass key{whose} is "
 
 
+def text(path, n, rng):
+    """n bytes of the file, or of 64 KiB pieces of the directory's files, each as likely as it is large."""
+    if os.path.isfile(path):
+        with open(path, "rb") as f:
+            return f.read(n)
+    piece = 1 << 16
+    files = sorted(os.path.join(base, name) for base, _, names in os.walk(path) for name in names)
+    sizes = [os.path.getsize(f) for f in files]
+    out = b""
+    while len(out) < n and sum(sizes) > 0:
+        which = rng.choices(range(len(files)), sizes)[0]
+        with open(files[which], "rb") as f:
+            f.seek(rng.randrange(max(1, sizes[which] - piece)))
+            out += f.read(piece)
+    return out[:n]
+
+
 def drop_cache(store):
     """The kernel forgets the pages of the store's files."""
     os.sync()

@@ -33,27 +33,8 @@ if (opt.store is None) != (opt.context is None):
     sys.exit("--store and --context go together")
 rng = random.Random(opt.seed)
 draw = lambda letters, n: "".join(rng.choice(letters) for _ in range(n))
-PIECE = 1 << 16
-
-
-def read(path, n):
-    """n bytes of the file, or of pieces of the directory's files, each as likely as it is large."""
-    if os.path.isfile(path):
-        with open(path, "rb") as f:
-            return f.read(n)
-    files = sorted(os.path.join(base, name) for base, _, names in os.walk(path) for name in names)
-    sizes = [os.path.getsize(f) for f in files]
-    out = b""
-    while len(out) < n and sum(sizes) > 0:
-        which = rng.choices(range(len(files)), sizes)[0]
-        with open(files[which], "rb") as f:
-            f.seek(rng.randrange(max(1, sizes[which] - PIECE)))
-            out += f.read(PIECE)
-    return out[:n]
-
-
 long = 0 if opt.store else opt.tokens - 1  # and BOS
-text = read(opt.text, long + 200000)
+text = driver.text(opt.text, long + 200000, rng)
 hay, other = text[:long], text[long:]
 if len(other) < 20000 or len(hay) < long:
     sys.exit(f"'{opt.text}' is too short: {opt.tokens:,} bytes and 20,000 more for the keys' own texts are needed")

@@ -328,7 +328,7 @@ static void print_figures(const run_state *r, const figures *f, const sources *s
             human_seconds(&a, (double)r->stats.search_ns * 1e-9 / f->steps),
             human_seconds(&b, (double)r->stats.fetch_ns * 1e-9 / f->steps),
             human_seconds(&d, (double)r->stats.attend_ns * 1e-9 / f->steps));
-    fprintf(stderr, "tiers        %s; index %s; %u threads, %s kernels\n", f->info.fetch_reason, f->info.index,
+    fprintf(stderr, "tiers        %s; index %s; %u threads, kernels %s\n", f->info.fetch_reason, f->info.index,
             f->info.threads, f->info.kernels != NULL ? f->info.kernels : "?");
     fprintf(stderr, "memory       %s peak (VmHWM), store %s; landmarks %s, RAM tier %s, own blocks %s\n",
             human_bytes(&a, f->peak), human_bytes(&b, f->store.file_bytes), human_bytes(&d, f->info.landmark_bytes),

@@ -302,7 +302,7 @@ static int run(cli *c, int argc, char **argv)
         code = cli_answer_on(c, figures_json(&r.f, "attend", flags.synth.seed, cells_json(&r)));
     } else if (code < 0) {
         char what[160];
-        snprintf(what, sizeof what, "%u steps of one row each, %u KV heads, %s kernels, seed %u", flags.figure.repeats,
+        snprintf(what, sizeof what, "%u steps of one row each, %u KV heads, kernels %s, seed %u", flags.figure.repeats,
                  flags.synth.kv_heads, r.kernels, flags.synth.seed);
         figures_print_head(&r.f, what);
         print_cells(&r);

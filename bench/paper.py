@@ -11,9 +11,10 @@ extremes.
     bench/paper.py --corpus DIR --dir DIR [--cairn build/cairn] [--seeds 1,2,3] [--window 512] [--tokens 6000000]
                    [--bytes 200000] [--width 128] [--layers 4] [--jobs 2] [--quick]
 
-With the defaults about two hours on two cores (20 million tokens: under half an hour a seed with AMX): --jobs models are trained and measured at once, each on one thread. --quick
-trains 200,000 tokens of a small model with one seed, to see that all runs. Table 2 asks the landmark models again, with one
-choice of blocks for each row and head, for each head, for each row (--scope).
+With the defaults about two hours on two cores (20 million tokens: half an hour a seed with AMX): --jobs models are trained
+and measured at once, each on one thread. --quick trains 200,000 tokens of a small model with one seed, to see that all
+runs. Table 2 asks the landmark models again, with one choice of blocks for each row and head, for each head, for each row
+(--scope).
 """
 import argparse, concurrent.futures, os, statistics, sys
 

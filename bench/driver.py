@@ -1,6 +1,6 @@
 """What the drivers here share: the cairn command asked for JSON, and figures that are kept in a file each, so that a run
 that was stopped goes on where it was."""
-import json, os, subprocess, sys
+import argparse, json, os, subprocess, sys
 
 root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -22,6 +22,22 @@ def says(key, name=None):
 def asks(name=None):
     whose = f" of {name}" if name else ""
     return f"\nWhat is the pass key{whose}? The pass key{whose} is "
+
+
+def recall_arguments(doc, tokens, seed):
+    """A parser with what drivers that hide keys in a text have in common."""
+    ap = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument("--cairn", default=os.path.join(root, "build", "cairn"))
+    ap.add_argument("--model", default=os.path.join(root, "models", "cairn-tiny-f16.gguf"))
+    ap.add_argument("--text", required=True)
+    ap.add_argument("--tokens", type=int, default=tokens)
+    ap.add_argument("--seed", type=int, default=seed)
+    ap.add_argument("--dir", help="where the store is made (a temporary directory)")
+    return ap
+
+
+def draw(rng, letters, n):
+    return "".join(rng.choice(letters) for _ in range(n))
 
 
 def text(path, n, rng):

@@ -11,23 +11,16 @@ names share by chance).
 
 --text is a file, or a directory: then 64 KiB pieces of its files, drawn by --seed. The model must read bytes.
 """
-import argparse, collections, os, random, string, sys, tempfile
+import collections, os, random, string, sys, tempfile
 
 sys.dont_write_bytecode = True
 import driver
 
-ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-ap.add_argument("--cairn", default=os.path.join(driver.root, "build", "cairn"))
-ap.add_argument("--model", default=os.path.join(driver.root, "models", "cairn-tiny-f16.gguf"))
-ap.add_argument("--text", required=True)
-ap.add_argument("--tokens", type=int, default=65536)
+ap = driver.recall_arguments(__doc__, tokens=65536, seed=1)
 ap.add_argument("--names", type=int, default=1001)
 ap.add_argument("--asks", type=int, default=100)
-ap.add_argument("--seed", type=int, default=1)
-ap.add_argument("--dir", help="where the store is made (a temporary directory)")
 opt = ap.parse_args()
 rng = random.Random(opt.seed)
-draw = lambda letters, n: "".join(rng.choice(letters) for _ in range(n))
 rest = opt.tokens - 1 - opt.names * len(driver.says("12345", "ABCD"))  # BOS is a token too
 if rest < 0 or opt.asks > opt.names:
     sys.exit(f"{opt.names} names do not fit into {opt.tokens:,} tokens, or are fewer than {opt.asks} questions")
@@ -37,9 +30,9 @@ if len(other) < rest:
 
 names = set()
 while len(names) < opt.names:
-    names.add(draw(string.ascii_uppercase, 4))
+    names.add(driver.draw(rng, string.ascii_uppercase, 4))
 names = rng.sample(sorted(names), opt.names)
-keys = {name: draw(string.digits, 5) for name in names}
+keys = {name: driver.draw(rng, string.digits, 5) for name in names}
 text, at, read = b"", {}, 0
 for name, place in zip(names, sorted(rng.randrange(rest + 1) for _ in names)):
     text += other[read:place]

@@ -13,26 +13,19 @@ a wrong answer with most of the attention on its text was found and misread.
 first --tokens bytes, 200,000 bytes of it. With --store the long text is a context that is there already; what is added to the
 store is dropped again.
 """
-import argparse, os, random, statistics, string, sys, tempfile
+import os, random, statistics, string, sys, tempfile
 
 sys.dont_write_bytecode = True
 import driver
 
-ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-ap.add_argument("--cairn", default=os.path.join(driver.root, "build", "cairn"))
-ap.add_argument("--model", default=os.path.join(driver.root, "models", "cairn-tiny-f16.gguf"))
-ap.add_argument("--text", required=True)
-ap.add_argument("--tokens", type=int, default=262144)
+ap = driver.recall_arguments(__doc__, tokens=262144, seed=7)
 ap.add_argument("--keys", type=int, default=60)
-ap.add_argument("--seed", type=int, default=7)
-ap.add_argument("--dir", help="where the store is made (a temporary directory)")
 ap.add_argument("--store")
 ap.add_argument("--context")
 opt = ap.parse_args()
 if (opt.store is None) != (opt.context is None):
     sys.exit("--store and --context go together")
 rng = random.Random(opt.seed)
-draw = lambda letters, n: "".join(rng.choice(letters) for _ in range(n))
 long = 0 if opt.store else opt.tokens - 1  # and BOS
 text = driver.text(opt.text, long + 200000, rng)
 hay, other = text[:long], text[long:]
@@ -42,7 +35,7 @@ if len(other) < 20000 or len(hay) < long:
 
 def ask(store, book, work, plain, n):
     """A key's text is written, asked for, dropped: (right, share of the attention on its text)."""
-    name, key = draw(string.ascii_uppercase, 4), draw(string.digits, 5)
+    name, key = driver.draw(rng, string.ascii_uppercase, 4), driver.draw(rng, string.digits, 5)
     name = None if plain else name
     size = rng.randrange(600, 1800)
     begin = rng.randrange(len(other) - size)

@@ -11,7 +11,8 @@ better of the two is what ours has to be compared with. Windows of one step run 
 
 Every measurement is a process of its own: PyTorch with one setting, PyTorch with glibc told to keep its memory
 (`malloc`: MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_; eager operators allocate their outputs anew), the same with its
-products in bf16 (autocast: oneDNN's, if the processor has units for them), and ours with either kind of products, one after the other in every repeat, so that what else the machine does meets all of them. Tokens are those that have a
+products in bf16 (autocast: oneDNN's, if the processor has units for them), and ours with either kind of products, one
+after the other in every repeat, so that what else the machine does meets all of them. Tokens are those that have a
 target, as in cairn's own reports. Beside tokens a second of wall time there are tokens a second of processor time, which
 other processes disturb less. Needs python3-torch and python3-numpy.
 """
@@ -373,8 +374,16 @@ def time_torch(opt):
                       "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
 
 
+def best_core():
+    """What PyTorch's OpenBLAS is told the processor is: where it does not know it, it would take it for an old one."""
+    with open("/proc/cpuinfo") as f:
+        flags = next((line.split() for line in f if line.startswith("flags")), [])
+    return "SkylakeX" if "avx512vl" in flags else "Haswell" if "avx2" in flags else "Nehalem"
+
+
 def run_torch(opt, rows, threads, attention, batch, malloc, bf16=False):
     env = {**os.environ, "OPENBLAS_NUM_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
+    env.setdefault("OPENBLAS_CORETYPE", best_core())
     if malloc:
         env.update(MALLOC_MMAP_THRESHOLD_="20000000000", MALLOC_TRIM_THRESHOLD_="20000000000")
     run = subprocess.run([sys.executable, os.path.abspath(__file__), "--worker-rows", str(rows), "--worker-threads",

@@ -82,6 +82,11 @@ bool cairn_index_may_learn(const cairn_index *index)
            index->rows.count >= 2 * index->sketch.planned;
 }
 
+bool cairn_index_will_learn(const cairn_index *index)
+{
+    return index->kind.type == CAIRN_KIND_SCAN && index->rows.count >= LEARN_ROWS / 2;
+}
+
 cairn_status cairn_index_learn(cairn_index *index, const float *queries, size_t n, uint32_t k, size_t together)
 {
     if (index->kind.type != CAIRN_KIND_SCAN) return CAIRN_OK;
@@ -228,17 +233,21 @@ static size_t choice_bytes(uint32_t k)
     return ((size_t)k * sizeof(float) + 15) / 16 * 16 + cairn_choice_room(k) * sizeof(cairn_candidate);
 }
 
-/* Queries of a prefill chunk are alike. So four of them go first, and the rows they chose give the others a bar to
+/* Queries of a prefill chunk are alike. So some of them go first, and the rows they chose give the others a bar to
  * begin with, which saves most of the candidates of their first rows (a third of the time at 10,000 rows). What is
  * found does not depend on it; which rows are scored in full precision does, and with that the last bits of a mass: so
  * not when one is asked for. Rows beyond L2 would be fetched twice for it. */
-enum { PILOTS = 4, PILOT_QUERIES = 16, PILOT_K = CAIRN_EXACT_ROWS / PILOTS, PILOT_BYTES = 2 << 20 };
+enum { PILOTS_MOST = 8, PILOTS_LEAST = 4, PILOT_SHARE = 4, PILOT_BYTES = 2 << 20 };
 
-static bool wants_pilots(const cairn_index *index, const cairn_index_query *queries, size_t n, uint32_t k, bool mass)
+/* How many go first: at most a quarter, and no more than all of their k rows can be widened at once. */
+static size_t pilots_of(const cairn_index *index, const cairn_index_query *queries, size_t n, uint32_t k, bool mass)
 {
-    if (mass || n < PILOT_QUERIES || k == 0 || k > PILOT_K || !index->rows.imaged) return false;
     size_t width = queries[0].hi > queries[0].lo ? queries[0].hi - queries[0].lo : 0;
-    return width > CAIRN_SCAN_SHORT && width * index->rows.image_dim <= PILOT_BYTES;
+    if (mass || k == 0 || !index->rows.imaged) return 0;
+    if (width <= CAIRN_SCAN_SHORT || width * index->rows.image_dim > PILOT_BYTES) return 0;
+    for (size_t pilots = PILOTS_MOST; pilots >= PILOTS_LEAST; pilots /= 2)
+        if (pilots * PILOT_SHARE <= n && pilots * k <= CAIRN_EXACT_ROWS) return pilots;
+    return 0;
 }
 
 static void query_begin(const cairn_index *index, cairn_index_scratch *scratch, size_t at, size_t slot,
@@ -275,20 +284,20 @@ static void query_end(cairn_index_scratch *scratch, size_t at, uint32_t k, cairn
     scratch->crowded += choice->crowded;
 }
 
-/* Queries 0..3 of the scratch are done: what they found helps the others. */
-static void hint_others(const cairn_index *index, cairn_index_scratch *scratch, size_t n, uint32_t k,
+/* The first queries of the scratch are done: what they found helps the others. */
+static void hint_others(const cairn_index *index, cairn_index_scratch *scratch, size_t pilots, size_t n, uint32_t k,
                         const cairn_index_hit *hits, const uint32_t *found)
 {
     uint32_t ids[CAIRN_EXACT_ROWS];
     size_t count = 0;
-    for (size_t p = 0; p < PILOTS; p++)
+    for (size_t p = 0; p < pilots; p++)
         for (size_t h = 0; h < found[scratch->query[p].slot]; h++) {
             uint32_t id = hits[scratch->query[p].slot * k + h].id;
             size_t same = 0;
             while (same < count && ids[same] != id) same++; /* k different rows make a bar */
             if (same == count) ids[count++] = id;
         }
-    cairn_scan_hint(&index->rows, scratch, PILOTS, n, ids, count);
+    cairn_scan_hint(&index->rows, scratch, pilots, n, ids, count);
 }
 
 static cairn_status search_batch(const cairn_index *index, cairn_index_scratch *scratch,
@@ -298,11 +307,11 @@ static cairn_status search_batch(const cairn_index *index, cairn_index_scratch *
     const cairn_rows *rows = &index->rows;
     cairn_status st = scratch_reserve(scratch, rows, n * choice_bytes(most));
     if (st != CAIRN_OK) return st;
-    size_t pilots = wants_pilots(index, queries, n, k, mass != NULL) ? PILOTS : 0;
+    size_t pilots = pilots_of(index, queries, n, k, mass != NULL);
     size_t others = pilots;
     for (size_t i = 0; i < n; i++) {
-        bool pilot = pilots != 0 && i * PILOTS % n < PILOTS; /* the first of each quarter */
-        size_t at = pilot ? i * PILOTS / n : others++;
+        bool pilot = pilots != 0 && i * pilots % n < pilots; /* evenly */
+        size_t at = pilot ? i * pilots / n : others++;
         query_begin(index, scratch, at, i, &queries[i], k, most, mass != NULL);
     }
     const cairn_sketch *sketch = index->sketch.width != 0 && mass == NULL && k != 0 ? &index->sketch : NULL;
@@ -316,7 +325,7 @@ static cairn_status search_batch(const cairn_index *index, cairn_index_scratch *
     if (pilots != 0) {
         cairn_scan(rows, sketch, scratch, 0, pilots);
         for (size_t i = 0; i < pilots; i++) query_end(scratch, i, k, hits, found, mass);
-        hint_others(index, scratch, n, k, hits, found);
+        hint_others(index, scratch, pilots, n, k, hits, found);
     }
     if (mass != NULL || k != 0) cairn_scan(rows, sketch, scratch, pilots, n);
     for (size_t i = pilots; i < n; i++) query_end(scratch, i, k, hits, found, mass);

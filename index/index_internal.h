@@ -272,19 +272,21 @@ struct cairn_sketch {
     float *wide;     /* (2, PIECE, dim) scratch of add */
     float *norms;    /* (dim) of the rows of to_row, rounded up */
     double center_norm;
-    double norms_product;   /* sum of |row j of to_row| |row j of to_query| */
-    double mismatch;        /* |1 - inverse(to_query) to_row|: they are f32 */
-    double head_weight;     /* of the error of the kept dims beside that of the others */
-    double per_head_weight; /* 1 / head_weight^2 */
-    double slack_step;      /* of the last byte */
-    double length_most;     /* |l - center| and |levels| beyond these are loose */
-    double level_most;
+    double norms_product; /* sum of |row j of to_row| |row j of to_query| */
+    double mismatch;      /* |1 - inverse(to_query) to_row|: they are f32 */
+    /* sketch.c's h, g, f: weights beside the dims left out, in the row's error, of */
+    double head_weight;   /* the rounding of kept dims, divided by */
+    double level_weight;  /* levels, times */
+    double length_weight; /* l - center, times */
+    double slack_step;    /* of the last byte */
     cairn_sketch_chunk *chunks;
     size_t chunk_count;
     size_t bytes; /* heap held */
 };
 
 void cairn_sketch_wipe(cairn_sketch *sketch);
+/* What f32 leaves open in the score of a query, z its dims turned, for each unit of |l - center|. */
+double cairn_sketch_open(const cairn_sketch *sketch, uint32_t dim, const float *z, double norm);
 /* What a plan decides: all of the sketch but its rows. width 0: no sketch would pay. queries (n, dim). */
 cairn_status cairn_sketch_plan(cairn_sketch *sketch, const cairn_index *index, const float *queries, size_t n,
                                uint32_t k, size_t together);

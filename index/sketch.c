@@ -6,13 +6,14 @@
  * the k-th best score). A row keeps w - 1 dims in bytes and one byte of what is left over:
  *
  *   y = T l',  y_j = s_j v_j + e_j for j < w - 1, v whole numbers;     z = B'q, p_j = z_j s_j = u p^_j + d_j
- *   q.l' = sum_j p_j v_j + sum_(kept) z_j e_j + sum_(others) z_j y_j
- *        <= u sum_j p^_j v_j + |d| |v| + A E,   A = |(z_others, h z_kept)|,  E = |(y_others, e / h)|
+ *   q.l' = sum_j p_j v_j + sum_(kept) z_j e_j + sum_(others) z_j y_j + o |l'|
+ *        <= u sum_j p^_j v_j + A E,
+ *           A = |(z_others, h z_kept, d / g, o / f)|,  E = |(y_others, e / h, g v, f l')|
  *
- * by Cauchy-Schwarz, for any h > 0. E goes up to the next of 255 steps into the last byte and A into the query's, so
+ * by Cauchy-Schwarz, for any h, g, f > 0, which make the parts of A go with those of E; o is what f32 leaves open (T
+ * and B are rounded, so are y and z). E goes up to the next of 255 steps into the last byte and A into the query's, so
  * the kernel's integer sum is the bound, and all of it is compared with one whole number a query: no conversion,
- * nothing stored but a bit a row. |v| and |l'| come in as limits; rows beyond them, or with an E beyond 255 steps, are
- * loose: always looked at. What f32 leaves open (T and B are rounded, so are y and z) is in the query's constant.
+ * nothing stored but a bit a row. Rows with an E beyond 255 steps are loose: always looked at.
  *
  * Rows that may reach the bar are scored in full precision. So the choice is proven as by the int8 image, and is the
  * same; only the time depends on how well the sketch fits.
@@ -94,16 +95,15 @@ static cairn_status put_row(cairn_sketch *sketch, const cairn_rows *rows, size_t
         levels[j] = (float)whole;
         misses[j] = y[j] - sketch->step[j] * levels[j];
     }
-    double length = (double)kernels->dot(left, left, dim);
-    double level = (double)kernels->dot(levels, levels, kept);
-    double miss = (double)kernels->dot(misses, misses, kept) * sketch->per_head_weight;
+    double length = (double)kernels->dot(left, left, dim) * pow(sketch->length_weight, 2);
+    double level = (double)kernels->dot(levels, levels, kept) * pow(sketch->level_weight, 2);
+    double miss = (double)kernels->dot(misses, misses, kept) / pow(sketch->head_weight, 2);
     double others = (double)kernels->dot(y + kept, y + kept, dim - kept);
-    double steps = sqrt(others + miss) / sketch->slack_step * (1 + 0x1p-12); /* f32 sums of up to 1024 squares */
+    double error = sqrt(others + miss + level + length) * (1 + 0x1p-12); /* f32 sums of up to 1024 squares */
+    double steps = error / sketch->slack_step;
     cairn_sketch_chunk *chunk = &sketch->chunks[id / CAIRN_CHUNK_ROWS];
     size_t at = id % CAIRN_CHUNK_ROWS;
-    bool bounded = steps <= 254.9 && length * (1 + 0x1p-12) <= sketch->length_most * sketch->length_most &&
-                   level <= sketch->level_most * sketch->level_most;
-    if (!bounded) return put_loose(sketch, rows, id);
+    if (!(steps <= 254.9)) return put_loose(sketch, rows, id); /* or not a number */
     chunk->bound[at / CAIRN_SKETCH_BLOCK] |= UINT64_C(1) << at % CAIRN_SKETCH_BLOCK;
     values[kept] = (int8_t)((int)steps + 1 - 128);
     int8_t *to = chunk->rows + cairn_sketch_at(at, sketch->width);
@@ -137,6 +137,15 @@ cairn_status cairn_sketch_extend(cairn_sketch *sketch, const cairn_rows *rows)
     return CAIRN_OK;
 }
 
+/* y_j is off by at most c |T_j| |l'|, z_j by c |B_j| |q|, and |y_j| <= |T_j| |l'|; the score itself as everywhere. */
+double cairn_sketch_open(const cairn_sketch *sketch, uint32_t dim, const float *z, double norm)
+{
+    const double rounding = cairn_rounding(dim); /* twice c */
+    double weighed = 0;
+    for (size_t j = 0; j < dim; j++) weighed += fabs((double)z[j]) * (double)sketch->norms[j];
+    return (weighed + sketch->norms_product * norm) * rounding / 2 + (sketch->mismatch + rounding) * norm;
+}
+
 static void prepare_one(const cairn_sketch *sketch, const cairn_rows *rows, cairn_index_scratch *scratch, size_t at)
 {
     cairn_scan_query *query = &scratch->query[at];
@@ -153,31 +162,33 @@ static void prepare_one(const cairn_sketch *sketch, const cairn_rows *rows, cair
         parts[j] = (double)z[j] * (double)sketch->step[j];
         most = fmax(most, fabs(parts[j]));
     }
+    double q = (double)query->norm;
     double head = cairn_norm(z, kept) * sketch->head_weight;
     double tail = cairn_norm(z + kept, dim - kept);
-    double slack = sqrt(head * head + tail * tail) * sketch->slack_step * 1.000001;
-    double unit = fmax(most, slack) / 126.9;
-    if (!(unit > 1e-30 && unit < 1e30)) return;
-    double miss = 0;
-    for (size_t j = 0; j < kept; j++) {
-        double whole = rint(parts[j] / unit);
-        double d = parts[j] - whole * unit;
-        image[j] = (int8_t)whole;
-        miss += d * d;
+    double open = cairn_sketch_open(sketch, dim, z, q) / sketch->length_weight;
+    double known = head * head + tail * tail + open * open;
+    double slack = sqrt(known) * sketch->slack_step;
+    double unit = 0;
+    /* The larger a step of the image, the more it leaves open, which must fit into its last byte: room is made once. */
+    for (int i = 0; i < 2; i++) {
+        unit = fmax(most, slack) / (i == 0 ? 126.9 : 120);
+        if (!(unit > 1e-30 && unit < 1e30)) return;
+        double miss = 0;
+        for (size_t j = 0; j < kept; j++) {
+            double whole = rint(parts[j] / unit);
+            double d = parts[j] - whole * unit;
+            image[j] = (int8_t)whole;
+            miss += d * d;
+        }
+        slack = sqrt(known + miss / (sketch->level_weight * sketch->level_weight)) * sketch->slack_step * 1.000001;
+        if (slack <= 126.9 * unit) break;
     }
+    if (!(slack <= 126.9 * unit)) return;
     image[kept] = (int8_t)ceil(slack / unit);
-    double q = (double)query->norm;
     double bias = 0;
     for (size_t j = 0; j < dim; j++) bias += (double)query->q[j] * (double)sketch->center[j];
-    /* y_j is off by at most c |T_j| |l'|, z_j by c |B_j| |q|, and |y_j| <= |T_j| |l'|; the score itself as everywhere
-     */
-    double rounding = cairn_rounding(dim);
-    double weighed = 0;
-    for (size_t j = 0; j < dim; j++) weighed += fabs((double)z[j]) * (double)sketch->norms[j];
-    double open = (weighed + sketch->norms_product * q) * rounding / 2; /* twice is said there */
-    query->sketch_base =
-        bias + sqrt(miss) * sketch->level_most + sketch->length_most * (open + (sketch->mismatch + rounding) * q) +
-        rounding * q * sketch->center_norm + unit * 128 * image[kept]; /* the last byte of rows is less 128 */
+    query->sketch_base = bias + cairn_rounding(dim) * q * sketch->center_norm +
+                         unit * 128 * image[kept]; /* the last byte of rows is less 128 */
     query->sketch_unit = unit;
     query->sketched = isfinite(query->sketch_base);
 }

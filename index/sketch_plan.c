@@ -139,12 +139,21 @@ static void turn(plan *p)
     }
 }
 
+/* How much rounding a query to its image leaves open: its largest part fills 127 steps. */
+static double query_miss(const float *z, const double *deviation, size_t kept)
+{
+    double most = 0;
+    for (size_t j = 0; j < kept; j++) most = fmax(most, fabs((double)z[j]) * deviation[j]);
+    return most * (LEVELS / 127 / 127) * sqrt((double)kept / 12);
+}
+
 /* How many of the sample's rows each width lets through, of one turned query whose k-th best score is `bar`. */
 static void count_passing(const plan *p, const float *z, double bar, size_t step, uint64_t passed[N_WIDTHS])
 {
     const uint32_t dim = p->dim;
     double tail[N_WIDTHS];
     double blur[N_WIDTHS]; /* what rounding to levels adds to the bound */
+    double miss[N_WIDTHS]; /* and rounding the query, for a level */
     size_t w = 0;
     for (; w < N_WIDTHS && WIDTHS[w] < dim; w++) {
         const size_t kept = WIDTHS[w] - 1;
@@ -152,19 +161,23 @@ static void count_passing(const plan *p, const float *z, double bar, size_t step
         for (size_t j = 0; j < kept; j++) levels += pow(p->deviation[j] * LEVELS / 127, 2) / 12;
         tail[w] = cairn_norm(z + kept, dim - kept);
         blur[w] = cairn_norm(z, kept) * sqrt(levels);
+        miss[w] = query_miss(z, p->deviation, kept);
     }
     for (size_t r = 0; r < p->n_rows; r += step) {
         const float *y = p->turned + r * dim;
         double part = 0;
         double left = 0;
+        double levels = 0; /* squares */
         size_t j = 0;
         for (size_t i = 0; i < dim; i++) left += (double)y[i] * (double)y[i];
         for (size_t i = 0; i < w; i++) {
             for (; j < WIDTHS[i] - 1; j++) {
                 part += (double)y[j] * (double)z[j];
                 left -= (double)y[j] * (double)y[j];
+                levels += pow((double)y[j] / (p->deviation[j] * LEVELS / 127), 2);
             }
-            passed[i] += part + blur[i] + tail[i] * sqrt(fmax(left, 0)) >= bar;
+            double slack = blur[i] + miss[i] * sqrt(levels) + tail[i] * sqrt(fmax(left, 0));
+            passed[i] += part + slack >= bar;
         }
     }
 }
@@ -222,9 +235,48 @@ static double farthest(const tally *t, size_t n)
     return mean + FARTHEST * sqrt(fmax(t->squares / (double)n - mean * mean, 0));
 }
 
+/* Mean sizes of what the slack of a score is made of, in queries and rows of the sample. */
+typedef struct sizes {
+    double tail, head, miss, open;       /* A without weights */
+    double others, error, level, length; /* E */
+} sizes;
+
+static double row_levels(const plan *p, const float *y, size_t kept)
+{
+    double sum = 0;
+    for (size_t j = 0; j < kept; j++) {
+        double v = fmin(fabs((double)y[j]) * (double)p->sketch->per_step[j], 127);
+        sum += v * v;
+    }
+    return sqrt(sum);
+}
+
+static sizes sizes_of(const plan *p, size_t kept)
+{
+    const uint32_t dim = p->dim;
+    const double each_query = 1 / (double)p->n_queries, each_row = 1 / (double)p->n_rows;
+    sizes s = {0};
+    for (size_t i = 0; i < p->n_queries; i++) {
+        const float *z = p->asked + i * dim;
+        s.tail += cairn_norm(z + kept, dim - kept) * each_query;
+        s.head += cairn_norm(z, kept) * each_query;
+        s.miss += query_miss(z, p->deviation, kept) * each_query;
+        s.open += cairn_sketch_open(p->sketch, dim, z, cairn_norm(p->queries + i * dim, dim)) * each_query;
+    }
+    for (size_t j = 0; j < kept; j++) s.error += (double)p->sketch->step[j] * (double)p->sketch->step[j] / 12;
+    s.error = sqrt(s.error);
+    for (size_t r = 0; r < p->n_rows; r++) {
+        const float *y = p->turned + r * dim;
+        s.others += cairn_norm(y + kept, dim - kept) * each_row;
+        s.level += row_levels(p, y, kept) * each_row;
+        s.length += cairn_norm(p->rows + r * dim, dim) * each_row;
+    }
+    return s;
+}
+
 /* Both factors of the slack are rounded up, the row's to `steps` on average, the query's to steps of its image: how
  * much larger a step of the row makes them alike. */
-static double coarser(const plan *p, size_t kept, double steps)
+static double coarser(const plan *p, size_t kept, const sizes *of, double steps)
 {
     const cairn_sketch *s = p->sketch;
     double weight = 0;
@@ -232,8 +284,9 @@ static double coarser(const plan *p, size_t kept, double steps)
         const float *z = p->asked + i * p->dim;
         double most = 0;
         for (size_t j = 0; j < kept; j++) most = fmax(most, fabs((double)z[j]) * (double)s->step[j]);
-        double slack = hypot(cairn_norm(z, kept) * s->head_weight, cairn_norm(z + kept, p->dim - kept)) * s->slack_step;
-        if (most > 0) weight += slack / (most / 127) / (double)p->n_queries;
+        double head = hypot(cairn_norm(z, kept) * s->head_weight, query_miss(z, p->deviation, kept) / s->level_weight);
+        double rest = hypot(cairn_norm(z + kept, p->dim - kept), of->open / s->length_weight);
+        if (most > 0) weight += hypot(head, rest) * s->slack_step / (most / 127) / (double)p->n_queries;
     }
     return weight > 0 && weight < steps ? sqrt(steps / weight) : 1;
 }
@@ -259,53 +312,39 @@ static bool set_rounding(cairn_sketch *s, uint32_t dim)
     return isfinite(s->mismatch) && isfinite(s->norms_product);
 }
 
-/* Steps and limits for `width`, from the sample. */
+static bool is_weight(double w)
+{
+    return w > 1e-12 && w < 1e12;
+}
+
+/* Steps and weights for `width`, from the sample: each part of A beside the tail is to E's as the tail is to it. */
 static bool set_steps(plan *p, uint32_t width)
 {
     cairn_sketch *s = p->sketch;
     const uint32_t dim = p->dim;
     const size_t kept = width - 1;
-    double query_head = 0;
-    double query_tail = 0;
-    double row_miss = 0;
-    double row_tail = 0;
     for (size_t j = 0; j < kept; j++) {
         s->step[j] = (float)(p->deviation[j] * LEVELS / 127);
         if (!(s->step[j] > 1e-20f && s->step[j] < 1e20f)) return false;
         s->per_step[j] = 1 / s->step[j];
-        row_miss += (double)s->step[j] * (double)s->step[j] / 12;
     }
-    row_miss = sqrt(row_miss);
-    for (size_t i = 0; i < p->n_queries; i++) {
-        query_head += cairn_norm(p->asked + i * dim, kept);
-        query_tail += cairn_norm(p->asked + i * dim + kept, dim - kept);
-    }
-    for (size_t r = 0; r < p->n_rows; r++) row_tail += cairn_norm(p->turned + r * dim + kept, dim - kept);
-    row_tail /= (double)p->n_rows;
-    s->head_weight = sqrt(row_miss * query_tail / (row_tail * query_head));
-    if (!(s->head_weight > 1e-9 && s->head_weight < 1e9)) return false;
-    s->per_head_weight = 1 / (s->head_weight * s->head_weight);
-    tally lengths = {0};
-    tally levels = {0};
+    if (!set_rounding(s, dim)) return false;
+    const sizes z = sizes_of(p, kept);
+    s->head_weight = sqrt(z.error * z.tail / (z.others * z.head));
+    s->level_weight = sqrt(z.miss * z.others / (z.level * z.tail));
+    s->length_weight = sqrt(z.open * z.others / (z.length * z.tail));
+    if (!is_weight(s->head_weight) || !is_weight(s->level_weight) || !is_weight(s->length_weight)) return false;
     tally errors = {0};
     for (size_t r = 0; r < p->n_rows; r++) {
         const float *y = p->turned + r * dim;
-        double level = 0;
-        for (size_t j = 0; j < kept; j++) {
-            double v = fmin(fabs((double)y[j]) / (double)s->step[j], 127);
-            level += v * v;
-        }
-        double tail = cairn_norm(y + kept, dim - kept);
-        count(&lengths, cairn_norm(p->rows + r * dim, dim));
-        count(&levels, sqrt(level));
-        count(&errors, hypot(tail, row_miss / s->head_weight));
+        double kept_part = hypot(z.error / s->head_weight, row_levels(p, y, kept) * s->level_weight);
+        double rest = hypot(cairn_norm(y + kept, dim - kept), cairn_norm(p->rows + r * dim, dim) * s->length_weight);
+        count(&errors, hypot(kept_part, rest));
     }
-    s->length_most = farthest(&lengths, p->n_rows);
-    s->level_most = farthest(&levels, p->n_rows) + 1;
     s->slack_step = farthest(&errors, p->n_rows) / 255;
     if (!(s->slack_step > 1e-20)) return false;
-    s->slack_step *= coarser(p, kept, errors.sum / (double)p->n_rows / s->slack_step);
-    return set_rounding(s, dim);
+    s->slack_step *= coarser(p, kept, &z, errors.sum / (double)p->n_rows / s->slack_step);
+    return true;
 }
 
 /* Rows less the mean, evenly from all of them, and their second moments. */

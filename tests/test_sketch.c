@@ -38,7 +38,10 @@ static void what_was_learnt_changes_no_hit(void **state)
         keys k = keys_of_few_directions(50 + d, 9000, 96, dims[d], dtypes[d % 3]);
         cairn_index *index = NULL;
         assert_ok(cairn_index_new("scan", k.dim, k.dtype, &index));
-        assert_ok(cairn_index_add(index, 2047, k.rows));
+        assert_ok(cairn_index_add(index, 1023, k.rows));
+        assert_false(cairn_index_will_learn(index));
+        assert_ok(cairn_index_add(index, 1024, key_at(&k, 1023)));
+        assert_true(cairn_index_will_learn(index)); /* soon */
         assert_false(cairn_index_may_learn(index));
         assert_ok(cairn_index_add(index, 3000, key_at(&k, 2047)));
         assert_true(cairn_index_may_learn(index));
@@ -137,7 +140,7 @@ static void a_sketch_bounds_every_score(void **state)
                 spread += fabs(score - mean);
             }
         }
-        assert_true(slack < 6 * spread); /* with such rows among them; and says something */
+        assert_true(slack < 2.7 * spread); /* with such rows among them; and says something */
         cairn_index_scratch_free(scratch);
         cairn_index_free(index);
         keys_free(&k);

@@ -48,6 +48,8 @@ CAIRN_API cairn_status cairn_index_seal(cairn_index *index, size_t upto);
  * second from then on. No hit depends on it. may_learn: there are enough rows, and twice as many as last time.
  * NO_MEMORY: nothing was learnt. */
 CAIRN_API bool cairn_index_may_learn(const cairn_index *index);
+/* Whether it will be, so that queries are worth keeping: from half of the rows on that it first learns with. */
+CAIRN_API bool cairn_index_will_learn(const cairn_index *index);
 CAIRN_API cairn_status cairn_index_learn(cairn_index *index, const float *queries, size_t n, uint32_t k,
                                          size_t together);
 CAIRN_API void cairn_index_unlearn(cairn_index *index);       /* gives its memory back; not to be learnt soon again */

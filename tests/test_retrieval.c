@@ -183,6 +183,35 @@ static void what_a_session_lets_its_indexes_learn_changes_no_bit(void **state)
     world_wipe(&w);
 }
 
+/* Queries that differ in nothing but their offset in the block: of chunks of so many blocks all offsets are kept. */
+static void queries_are_kept_from_all_over_a_chunk(void **state)
+{
+    (void)state;
+    enum { BLOCKS = 2200, B = 5, D = 32, CHUNK = 16 * B * 5 };
+    test_random r = {30};
+    world w;
+    record rec;
+    const world_spec spec = {1, 1, 1, D, B - 1, CAIRN_POSITION_CLAMPED, false, false, (size_t)BLOCKS * B};
+    world_init(&w, &r, &spec);
+    record_init(&rec, &w, 3);
+    for (size_t row = 1; row < w.rows; row++) memcpy(w.q[0] + row * D, w.q[0], D * sizeof(float));
+    const session_spec session = {.top_k = 3, .threads = 1, .index_kind = "scan"};
+    cairn_session *s = world_session(&w, NULL, &session);
+    world_feed(&w, s, 0, w.rows - w.rows % CHUNK, CHUNK, &r, &rec);
+    const attn_lore *lore = &s->step.lore[0];
+    size_t different = 0;
+    assert_true(lore->kept >= ATTN_QUERIES_KEPT);
+    for (size_t i = 0; i < ATTN_QUERIES_KEPT; i++) {
+        size_t same = 0;
+        while (memcmp(lore->queries + same * D, lore->queries + i * D, D * sizeof(float)) != 0) same++;
+        different += same == i;
+    }
+    assert_int_equal(different, B);
+    cairn_session_end(s);
+    record_wipe(&rec);
+    world_wipe(&w);
+}
+
 /* Learning takes as long as many tokens do. */
 static void a_token_waits_while_one_layer_learns_and_no_more(void **state)
 {
@@ -680,6 +709,7 @@ int main(void)
         cmocka_unit_test(keys_and_values_of_unselected_blocks_change_no_bit),
         cmocka_unit_test(equal_landmarks_are_chosen_newest_first_whatever_the_threads_and_chunks),
         cmocka_unit_test(what_a_session_lets_its_indexes_learn_changes_no_bit),
+        cmocka_unit_test(queries_are_kept_from_all_over_a_chunk),
         cmocka_unit_test(a_token_waits_while_one_layer_learns_and_no_more),
         cmocka_unit_test(a_tile_in_anothers_place_is_an_error_in_every_context_that_has_it),
         cmocka_unit_test(clamped_retrieval_chooses_the_best_landmarks_and_equals_the_reference_over_them),

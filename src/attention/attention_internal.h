@@ -144,7 +144,7 @@ typedef struct attn_worker { /* one per thread */
     uint64_t row_block[ATTN_ROWS_KEPT];
 } attn_worker;
 
-enum { ATTN_QUERIES_KEPT = 64, ATTN_FOUND_KEPT = 32 };
+enum { ATTN_QUERIES_KEPT = 128, ATTN_FOUND_KEPT = 32 };
 
 typedef struct attn_lore { /* of one layer and KV head (lore.c) */
     float *queries;        /* (ATTN_QUERIES_KEPT, D) a ring of those for far landmarks; NULL before there were any */

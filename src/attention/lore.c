@@ -1,15 +1,16 @@
 /* lore.c - what the last tokens asked for and found, so that the next searches are faster.
  *
- * An index learns from queries which dims of its rows tell them apart (cairn_index_learn). The queries of a chunk are
- * like those of the next one, so some of each chunk are kept until an index has rows enough, and shown to it before the
- * next chunk's search: never in the chunk that made them, so a first token does not wait for it. And the blocks the
- * last tokens chose are likely good for the next one: they give its search a bar to begin with. No choice depends on
- * either. */
+ * An index learns from queries which dims of its rows tell them apart (cairn_index_learn), and what it learns must be
+ * true until it has twice the rows. So a few of every chunk are kept, from all over it: a query turns with its offset
+ * in its block, and one offset's queries are not like another's. They are shown to an index before a later chunk's
+ * search: never in the chunk that made them, so a first token does not wait for it. And the blocks the last tokens
+ * chose are likely good for the next one: they give its search a bar to begin with. No choice depends on either. */
 #include "attention_internal.h"
 
 /* Learning costs what it saves in some 120 tokens read one by one, or 1,000 in chunks, whose searches share passes
  * (docs/benchmarks.md): who asks for a short answer should not pay for it. */
 enum { TEACH_FROM = 1000, ALONE = 8, FEW = 8 };
+enum { KEPT_EACH = 16 }; /* queries of a chunk */
 
 bool attn_searches(const attn_step *step, uint32_t layer)
 {
@@ -45,6 +46,14 @@ static bool may_learn(const attn_step *step, const attn_line *line, uint32_t lay
     return cairn_index_may_learn(line->parts[part].index[(size_t)layer * step->shape->kv_heads]);
 }
 
+/* Row of the chunk for the i-th of `take` queries, the `number`-th kept: anywhere in its share of the rows (Fibonacci
+ * hashing: Knuth, TAOCP vol. 3, 6.4), as rows so many blocks apart would all have one offset. */
+static uint32_t row_to_keep(uint32_t rows, uint32_t take, uint32_t i, uint64_t number)
+{
+    const uint64_t begin = (uint64_t)i * rows / take, share = (uint64_t)(i + 1) * rows / take - begin;
+    return (uint32_t)(begin + ((uint32_t)(number * 2654435769U) * share >> 32));
+}
+
 cairn_status attn_lore_keep(attn_step *step, const attn_chunk *chunk, const attn_line *line)
 {
     const cairn_attention_shape *shape = step->shape;
@@ -52,7 +61,8 @@ cairn_status attn_lore_keep(attn_step *step, const attn_chunk *chunk, const attn
     const uint32_t per = shape->heads / shape->kv_heads;
     bool wanted = false;
     if (!learns(step, chunk->layer)) return CAIRN_OK;
-    for (size_t p = 0; p < line->n_parts; p++) wanted = wanted || may_learn(step, line, chunk->layer, p);
+    for (size_t p = 0; p < line->n_parts; p++)
+        wanted = wanted || cairn_index_will_learn(line->parts[p].index[(size_t)chunk->layer * shape->kv_heads]);
     if (!wanted) return CAIRN_OK;
     if (step->lore == NULL) {
         const size_t heads = (size_t)shape->layers * shape->kv_heads;
@@ -61,10 +71,11 @@ cairn_status attn_lore_keep(attn_step *step, const attn_chunk *chunk, const attn
             return cairn_fail(CAIRN_NO_MEMORY, "queries of %u layers", (unsigned)shape->layers);
         step->lore_bytes = heads * sizeof *step->lore;
     }
-    uint32_t take = chunk->rows < ATTN_QUERIES_KEPT ? chunk->rows : ATTN_QUERIES_KEPT;
+    const uint32_t take = chunk->rows < KEPT_EACH ? chunk->rows : KEPT_EACH;
+    const uint64_t before = attn_lore_of(step, chunk->layer, 0)->kept;
     const attn_group *group = chunk->groups;
     for (uint32_t i = 0; i < take; i++) {
-        uint32_t row = (uint32_t)((uint64_t)i * chunk->rows / take);
+        uint32_t row = row_to_keep(chunk->rows, take, i, before + i);
         while (row >= group->row0 + group->rows) group++;
         attn_reach r = attn_reach_of(step, line, chunk->layer, group);
         if (r.everything || r.k == 0 || r.far_hi <= r.far_lo) continue;

@@ -139,12 +139,24 @@ static void turn(plan *p)
     }
 }
 
-/* How much rounding a query to its image leaves open: its largest part fills 127 steps. */
-static double query_miss(const float *z, const double *deviation, size_t kept)
+/* A level of y_j. */
+static double step_of(const plan *p, size_t j)
+{
+    return p->deviation[j] * LEVELS / 127;
+}
+
+/* A step of a turned query's image: its largest part fills 127 of them. */
+static double query_step(const plan *p, const float *z, size_t kept)
 {
     double most = 0;
-    for (size_t j = 0; j < kept; j++) most = fmax(most, fabs((double)z[j]) * deviation[j]);
-    return most * (LEVELS / 127 / 127) * sqrt((double)kept / 12);
+    for (size_t j = 0; j < kept; j++) most = fmax(most, fabs((double)z[j]) * step_of(p, j));
+    return most / 127;
+}
+
+/* How much rounding a query to its image leaves open. */
+static double query_miss(const plan *p, const float *z, size_t kept)
+{
+    return query_step(p, z, kept) * sqrt((double)kept / 12);
 }
 
 /* How many of the sample's rows each width lets through, of one turned query whose k-th best score is `bar`. */
@@ -158,10 +170,10 @@ static void count_passing(const plan *p, const float *z, double bar, size_t step
     for (; w < N_WIDTHS && WIDTHS[w] < dim; w++) {
         const size_t kept = WIDTHS[w] - 1;
         double levels = 0;
-        for (size_t j = 0; j < kept; j++) levels += pow(p->deviation[j] * LEVELS / 127, 2) / 12;
+        for (size_t j = 0; j < kept; j++) levels += pow(step_of(p, j), 2) / 12;
         tail[w] = cairn_norm(z + kept, dim - kept);
         blur[w] = cairn_norm(z, kept) * sqrt(levels);
-        miss[w] = query_miss(z, p->deviation, kept);
+        miss[w] = query_miss(p, z, kept);
     }
     for (size_t r = 0; r < p->n_rows; r += step) {
         const float *y = p->turned + r * dim;
@@ -174,7 +186,7 @@ static void count_passing(const plan *p, const float *z, double bar, size_t step
             for (; j < WIDTHS[i] - 1; j++) {
                 part += (double)y[j] * (double)z[j];
                 left -= (double)y[j] * (double)y[j];
-                levels += pow((double)y[j] / (p->deviation[j] * LEVELS / 127), 2);
+                levels += pow((double)y[j] / step_of(p, j), 2);
             }
             double slack = blur[i] + miss[i] * sqrt(levels) + tail[i] * sqrt(fmax(left, 0));
             passed[i] += part + slack >= bar;
@@ -260,7 +272,7 @@ static sizes sizes_of(const plan *p, size_t kept)
         const float *z = p->asked + i * dim;
         s.tail += cairn_norm(z + kept, dim - kept) * each_query;
         s.head += cairn_norm(z, kept) * each_query;
-        s.miss += query_miss(z, p->deviation, kept) * each_query;
+        s.miss += query_miss(p, z, kept) * each_query;
         s.open += cairn_sketch_open(p->sketch, dim, z, cairn_norm(p->queries + i * dim, dim)) * each_query;
     }
     for (size_t j = 0; j < kept; j++) s.error += (double)p->sketch->step[j] * (double)p->sketch->step[j] / 12;
@@ -282,11 +294,10 @@ static double coarser(const plan *p, size_t kept, const sizes *of, double steps)
     double weight = 0;
     for (size_t i = 0; i < p->n_queries; i++) {
         const float *z = p->asked + i * p->dim;
-        double most = 0;
-        for (size_t j = 0; j < kept; j++) most = fmax(most, fabs((double)z[j]) * (double)s->step[j]);
-        double head = hypot(cairn_norm(z, kept) * s->head_weight, query_miss(z, p->deviation, kept) / s->level_weight);
+        const double step = query_step(p, z, kept);
+        double head = hypot(cairn_norm(z, kept) * s->head_weight, query_miss(p, z, kept) / s->level_weight);
         double rest = hypot(cairn_norm(z + kept, p->dim - kept), of->open / s->length_weight);
-        if (most > 0) weight += hypot(head, rest) * s->slack_step / (most / 127) / (double)p->n_queries;
+        if (step > 0) weight += hypot(head, rest) * s->slack_step / step / (double)p->n_queries;
     }
     return weight > 0 && weight < steps ? sqrt(steps / weight) : 1;
 }
@@ -324,7 +335,7 @@ static bool set_steps(plan *p, uint32_t width)
     const uint32_t dim = p->dim;
     const size_t kept = width - 1;
     for (size_t j = 0; j < kept; j++) {
-        s->step[j] = (float)(p->deviation[j] * LEVELS / 127);
+        s->step[j] = (float)step_of(p, j);
         if (!(s->step[j] > 1e-20f && s->step[j] < 1e20f)) return false;
         s->per_step[j] = 1 / s->step[j];
     }

@@ -48,10 +48,10 @@ CAIRN_API cairn_status cairn_index_seal(cairn_index *index, size_t upto);
  * second from then on. No hit depends on it. may_learn: there are enough rows, and twice as many as last time.
  * NO_MEMORY: nothing was learnt. */
 CAIRN_API bool cairn_index_may_learn(const cairn_index *index);
-/* Whether it will be, so that queries are worth keeping: from half of the rows on that it first learns with. */
-CAIRN_API bool cairn_index_will_learn(const cairn_index *index);
 CAIRN_API cairn_status cairn_index_learn(cairn_index *index, const float *queries, size_t n, uint32_t k,
                                          size_t together);
+/* Whether it soon may learn, and queries are worth keeping: from half the rows on that it first learns with. */
+CAIRN_API bool cairn_index_will_learn(const cairn_index *index);
 CAIRN_API void cairn_index_unlearn(cairn_index *index);       /* gives its memory back; not to be learnt soon again */
 CAIRN_API size_t cairn_index_bytes(const cairn_index *index); /* heap it holds, rows included */
 /* Row `id` as f32 (dim). */

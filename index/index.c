@@ -170,9 +170,11 @@ static void scratch_wipe(cairn_index_scratch *scratch)
     cairn_free(scratch->over);
     cairn_free(scratch->wide);
     cairn_free(scratch->sketch);
-    cairn_free(scratch->turned);
+    cairn_free(scratch->gathered);
+    cairn_free(scratch->products);
     scratch->sketch = NULL;
-    scratch->turned = NULL;
+    scratch->gathered = NULL;
+    scratch->products = NULL;
     scratch->image = NULL;
     scratch->scale = NULL;
     scratch->scores = NULL;
@@ -210,9 +212,12 @@ static cairn_status scratch_reserve(cairn_index_scratch *scratch, const cairn_ro
         scratch->over = cairn_alloc_array(CAIRN_SPAN_ROWS + 2, sizeof *scratch->over);
         scratch->wide = cairn_alloc_array(CAIRN_EXACT_ROWS * (size_t)rows->dim, sizeof *scratch->wide);
         scratch->sketch = cairn_calloc(CAIRN_SCAN_BATCH, CAIRN_SKETCH_WIDTH_MAX);
-        scratch->turned = cairn_alloc_array(rows->dim, sizeof *scratch->turned);
-        if (scratch->sketch == NULL || scratch->turned == NULL || scratch->image == NULL || scratch->scale == NULL ||
-            scratch->scores == NULL || scratch->over == NULL || scratch->wide == NULL) {
+        const size_t most = rows->dim > CAIRN_EXACT_ROWS ? rows->dim : CAIRN_EXACT_ROWS;
+        scratch->gathered = cairn_alloc_array(CAIRN_SCAN_BATCH * (size_t)rows->dim, sizeof *scratch->gathered);
+        scratch->products = cairn_alloc_array(CAIRN_SCAN_BATCH * most, sizeof *scratch->products);
+        if (scratch->sketch == NULL || scratch->gathered == NULL || scratch->products == NULL ||
+            scratch->image == NULL || scratch->scale == NULL || scratch->scores == NULL || scratch->over == NULL ||
+            scratch->wide == NULL) {
             scratch_wipe(scratch);
             return cairn_fail(CAIRN_NO_MEMORY, "search scratch for %u dimensions", rows->dim);
         }
@@ -318,7 +323,7 @@ static cairn_status search_batch(const cairn_index *index, cairn_index_scratch *
     cairn_scan_prepare(rows, scratch, n);
     if (sketch != NULL) cairn_sketch_prepare(sketch, rows, scratch, n);
     if (scratch->n_hints != 0 && mass == NULL && index->sealed.faiss == NULL)
-        cairn_scan_hint(rows, scratch, 0, n, scratch->hints, scratch->n_hints);
+        cairn_scan_hint(rows, scratch, 0, pilots != 0 ? pilots : n, scratch->hints, scratch->n_hints);
     if (index->sealed.faiss != NULL &&
         (st = cairn_sealed_search(&index->sealed, &index->kind, rows, scratch, n)) != CAIRN_OK)
         return st;

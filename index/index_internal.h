@@ -92,6 +92,9 @@ static inline const int8_t *cairn_row_slack(const cairn_rows *rows, const cairn_
            at % CAIRN_SCAN_GROUP * 4;
 }
 
+/* out (m, n) = products of a (m, dim) and b (n, dim), in any order of sums. */
+void cairn_rows_products(const cairn_rows *rows, const float *a, size_t m, const float *b, size_t n, float *out);
+
 static inline const void *cairn_rows_at(const cairn_rows *rows, size_t id)
 {
     const cairn_row_chunk *chunk = &rows->chunks[id / CAIRN_CHUNK_ROWS];
@@ -201,7 +204,8 @@ typedef struct cairn_scan_query {
     float norm;             /* |q|, rounded up; INFINITY if q is not finite */
     float bias;             /* q . centre of the frame being scanned */
     int8_t slack_weight[2]; /* the last elements of the query's image */
-    bool exact;             /* in full precision throughout */
+    bool imaged;            /* its int8 image is made */
+    bool exact;             /* in full precision from here on */
     bool sketched;          /* has an image for the sketch: */
     double sketch_base;     /* a row's score is at most this, */
     double sketch_unit;     /* and so much for each one of the integer sum */
@@ -215,7 +219,8 @@ struct cairn_index_scratch {
     uint32_t *over;                   /* (CAIRN_SPAN_ROWS + 2) */
     float *wide;                      /* (CAIRN_EXACT_ROWS, dim) */
     int8_t *sketch;                   /* (CAIRN_SCAN_BATCH, width) images for the sketch */
-    float *turned;                    /* (dim) */
+    float *gathered;                  /* (CAIRN_SCAN_BATCH, dim) queries */
+    float *products;                  /* (CAIRN_SCAN_BATCH, dim or CAIRN_EXACT_ROWS, the more) of theirs */
     uint32_t hints[CAIRN_EXACT_ROWS]; /* rows for the next search */
     size_t n_hints;
     uint32_t dim;  /* what these arrays were made for */

@@ -254,3 +254,15 @@ void cairn_rows_widen(const cairn_rows *rows, size_t first, size_t n, float *out
         n -= here;
     }
 }
+
+void cairn_rows_products(const cairn_rows *rows, const float *a, size_t m, const float *b, size_t n, float *out)
+{
+    enum { PAYS_FROM = 4 };
+    const size_t dim = rows->dim;
+    if (m >= PAYS_FROM) {
+        cairn_gemm_nt(m, n, dim, a, dim, b, dim, out, n);
+        return;
+    }
+    for (size_t i = 0; i < m; i++)
+        for (size_t j = 0; j < n; j++) out[i * n + j] = rows->kernels->dot(a + i * dim, b + j * dim, dim);
+}

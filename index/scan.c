@@ -25,23 +25,34 @@ void cairn_scan_prepare(const cairn_rows *rows, cairn_index_scratch *scratch, si
         query->norm = squares < (double)NORM_MAX * (double)NORM_MAX ? (float)(sqrt(squares) * 1.000001) : INFINITY;
         query->exact = !rows->imaged || query->norm == INFINITY || query->norm < NORM_MIN ||
                        query->hi - query->from <= CAIRN_SCAN_SHORT;
-        if (query->exact) continue;
-        int8_t *image = scratch->image + i * rows->image_dim;
-        int32_t sum;
-        memset(image, 0, rows->image_dim);
-        float scale = scratch->scale[i] = cairn_scan_quantize(query->q, rows->dim, image, &sum);
-        squares = 0;
-        for (size_t j = 0; j < rows->dim; j++) {
-            double miss = (double)query->q[j] - (double)scale * image[j];
-            squares += miss * miss;
-        }
-        double y1 = ceil((double)query->norm / (double)scale / CAIRN_SLACK_STEP * 1.000001);
-        double y2 = ceil(sqrt(squares) / (double)scale * CAIRN_SLACK_STEP * 1.000001);
-        query->exact = !(y1 <= 127 && y2 <= 127); /* only if made to be awkward, in 250 dimensions or more */
-        if (query->exact) continue;
-        image[rows->image_dim - 4] = query->slack_weight[0] = (int8_t)y1;
-        image[rows->image_dim - 3] = query->slack_weight[1] = (int8_t)y2;
+        query->imaged = false;
     }
+}
+
+/* The image of query i, when it is first wanted: sketches mostly leave nothing for it. */
+static void image_query(const cairn_rows *rows, cairn_index_scratch *scratch, size_t i)
+{
+    cairn_scan_query *query = &scratch->query[i];
+    if (query->exact || query->imaged) return;
+    int8_t *image = scratch->image + i * rows->image_dim;
+    int32_t sum;
+    memset(image, 0, rows->image_dim);
+    float scale = scratch->scale[i] = cairn_scan_quantize(query->q, rows->dim, image, &sum);
+    double squares = 0;
+    for (size_t j = 0; j < rows->dim; j++) {
+        double miss = (double)query->q[j] - (double)scale * image[j];
+        squares += miss * miss;
+    }
+    double y1 = ceil((double)query->norm / (double)scale / CAIRN_SLACK_STEP * 1.000001);
+    double y2 = ceil(sqrt(squares) / (double)scale * CAIRN_SLACK_STEP * 1.000001);
+    query->imaged = y1 <= 127 && y2 <= 127;
+    if (!query->imaged) { /* only if made to be awkward, in 250 dimensions or more */
+        query->exact = true;
+        query->sketched = false;
+        return;
+    }
+    image[rows->image_dim - 4] = query->slack_weight[0] = (int8_t)y1;
+    image[rows->image_dim - 3] = query->slack_weight[1] = (int8_t)y2;
 }
 
 static void scan_exact(const cairn_rows *rows, cairn_index_scratch *scratch, size_t i0, size_t n, size_t begin,
@@ -125,6 +136,7 @@ static void scan_piece(const cairn_rows *rows, cairn_index_scratch *scratch, siz
 static void scan_image(const cairn_rows *rows, cairn_index_scratch *scratch, size_t i0, size_t n, size_t begin,
                        size_t end)
 {
+    for (size_t i = i0; i < n; i++) image_query(rows, scratch, i);
     for (size_t piece = (end - 1) / CAIRN_SCAN_PIECE + 1; piece-- > begin / CAIRN_SCAN_PIECE;) {
         size_t from = piece * CAIRN_SCAN_PIECE;
         size_t upto = from + CAIRN_SCAN_PIECE < end ? from + CAIRN_SCAN_PIECE : end;
@@ -183,28 +195,46 @@ void cairn_scan(const cairn_rows *rows, const cairn_sketch *sketch, cairn_index_
     }
 }
 
+/* The k-th best of the rows' scores, less what their rounding may differ by from the score of the same row elsewhere.
+ */
+static void hint_query(cairn_scan_query *query, const uint32_t *ids, const float *scores, const double *rounding,
+                       size_t n)
+{
+    float best[CAIRN_EXACT_ROWS]; /* the k best so far, best first */
+    const size_t k = query->choice.k;
+    size_t kept = 0;
+    if (k == 0 || k > n || query->norm == INFINITY) return;
+    for (size_t r = 0; r < n; r++) {
+        if (ids[r] < query->from || ids[r] >= query->hi) continue;
+        float score = (float)((double)scores[r] - rounding[r] * (double)query->norm);
+        if (isnan(score) || (kept == k && score <= best[k - 1])) continue;
+        size_t at = kept < k ? kept++ : k - 1;
+        for (; at != 0 && best[at - 1] < score; at--) best[at] = best[at - 1];
+        best[at] = score;
+    }
+    if (kept == k && best[k - 1] > query->choice.least) query->choice.least = best[k - 1];
+}
+
 void cairn_scan_hint(const cairn_rows *rows, cairn_index_scratch *scratch, size_t first, size_t end,
                      const uint32_t *ids, size_t n)
 {
-    float *best = scratch->scores; /* the k best so far, best first */
-    const size_t row_bytes = rows->dim * cairn_dtype_size(rows->dtype);
+    const size_t dim = rows->dim;
+    const size_t row_bytes = dim * cairn_dtype_size(rows->dtype);
+    double rounding[CAIRN_EXACT_ROWS]; /* for each unit of |q| */
+    float *queries = scratch->gathered;
+    float *scores = scratch->products;
     for (size_t r = 0; r < n; r++) { /* from anywhere: all of them on their way at once */
         const char *row = cairn_rows_at(rows, ids[r]);
         for (size_t at = 0; at < row_bytes; at += 64) __builtin_prefetch(row + at);
     }
-    for (size_t r = 0; r < n; r++) cairn_rows_widen(rows, ids[r], 1, scratch->wide + r * rows->dim);
-    for (size_t i = first; i < end; i++) {
-        cairn_scan_query *query = &scratch->query[i];
-        size_t k = query->choice.k;
-        size_t kept = 0;
-        for (size_t r = 0; r < n && k != 0; r++) {
-            if (ids[r] < query->from || ids[r] >= query->hi) continue;
-            float score = rows->kernels->dot(query->q, scratch->wide + r * rows->dim, rows->dim);
-            if (isnan(score) || (kept == k && score <= best[k - 1])) continue;
-            size_t at = kept < k ? kept++ : k - 1;
-            for (; at != 0 && best[at - 1] < score; at--) best[at] = best[at - 1];
-            best[at] = score;
-        }
-        if (k != 0 && kept == k && best[k - 1] > query->choice.least) query->choice.least = best[k - 1];
+    for (size_t r = 0; r < n; r++) {
+        float *row = scratch->wide + r * dim;
+        cairn_rows_widen(rows, ids[r], 1, row);
+        /* to a float twice more, and that of the norm */
+        rounding[r] = sqrt((double)rows->kernels->dot(row, row, dim)) * (cairn_rounding(rows->dim) * 1.001 + 0x1p-22);
     }
+    for (size_t i = first; i < end; i++)
+        memcpy(queries + (i - first) * dim, scratch->query[i].q, dim * sizeof *queries);
+    cairn_rows_products(rows, queries, end - first, scratch->wide, n, scores);
+    for (size_t i = first; i < end; i++) hint_query(&scratch->query[i], ids, scores + (i - first) * n, rounding, n);
 }

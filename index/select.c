@@ -260,6 +260,16 @@ void cairn_choice_see_one(cairn_choice *c, uint32_t id, float score)
     if (c->k != 0) offer(c, id, score, score, score, true);
 }
 
+/* Into the n best hits, if among them. */
+static uint32_t put_hit(const cairn_choice *c, const cairn_candidate *candidate, cairn_index_hit *hits, uint32_t n)
+{
+    if (n == c->k && !better(candidate->score, candidate->id, &hits[n - 1])) return n;
+    uint32_t at = n < c->k ? n++ : n - 1;
+    for (; at != 0 && better(candidate->score, candidate->id, &hits[at - 1]); at--) hits[at] = hits[at - 1];
+    hits[at] = (cairn_index_hit){candidate->id, candidate->score};
+    return n;
+}
+
 static void sort_by_highest(cairn_candidate *a, size_t n) /* Shell's sort, best first: n is some tens */
 {
     static const size_t gaps[] = {701, 301, 132, 57, 23, 10, 4, 1};
@@ -283,18 +293,20 @@ uint32_t cairn_choice_finish(cairn_choice *c, cairn_index_hit *hits)
         for (uint32_t i = 0; i < n; i++) hits[i] = (cairn_index_hit){c->candidates[i].id, c->candidates[i].score};
         return n;
     }
-    sort_by_highest(c->candidates, c->count);
-    for (size_t i = 0; i < c->count && i < AHEAD; i++)
-        if (!c->candidates[i].exact) __builtin_prefetch(cairn_rows_at(c->rows, c->candidates[i].id));
     uint32_t n = 0;
+    size_t open = 0; /* candidates not known exactly: all that a sketch let through are */
     for (size_t i = 0; i < c->count; i++) {
-        cairn_candidate *candidate = &c->candidates[i];
-        if (n == c->k && candidate->highest < hits[n - 1].score) break; /* nor can any after it */
-        make_exact(c, candidate);
-        if (n == c->k && !better(candidate->score, candidate->id, &hits[n - 1])) continue;
-        uint32_t at = n < c->k ? n++ : n - 1;
-        for (; at != 0 && better(candidate->score, candidate->id, &hits[at - 1]); at--) hits[at] = hits[at - 1];
-        hits[at] = (cairn_index_hit){candidate->id, candidate->score};
+        if (c->candidates[i].exact)
+            n = put_hit(c, &c->candidates[i], hits, n);
+        else
+            c->candidates[open++] = c->candidates[i];
+    }
+    sort_by_highest(c->candidates, open);
+    for (size_t i = 0; i < open && i < AHEAD; i++) __builtin_prefetch(cairn_rows_at(c->rows, c->candidates[i].id));
+    for (size_t i = 0; i < open; i++) {
+        if (n == c->k && c->candidates[i].highest < hits[n - 1].score) break; /* nor can any after it */
+        make_exact(c, &c->candidates[i]);
+        n = put_hit(c, &c->candidates[i], hits, n);
     }
     return n;
 }

@@ -123,12 +123,7 @@ cairn_status cairn_sketch_extend(cairn_sketch *sketch, const cairn_rows *rows)
         if (n > CAIRN_SKETCH_PIECE) n = CAIRN_SKETCH_PIECE;
         cairn_rows_widen(rows, sketch->count, n, wide);
         for (size_t r = 0; r < n; r++) rows->kernels->axpy(wide + r * dim, -1, sketch->center, dim);
-        if (n < 4)
-            for (size_t r = 0; r < n; r++)
-                for (size_t j = 0; j < dim; j++)
-                    turned[r * dim + j] = rows->kernels->dot(sketch->to_row + j * dim, wide + r * dim, dim);
-        else
-            cairn_gemm_nt(n, dim, dim, wide, dim, sketch->to_row, dim, turned, dim);
+        cairn_rows_products(rows, wide, n, sketch->to_row, dim, turned);
         for (size_t r = 0; r < n; r++, sketch->count++) {
             st = put_row(sketch, rows, sketch->count, wide + r * dim, turned + r * dim);
             if (st != CAIRN_OK) return st;
@@ -146,16 +141,16 @@ double cairn_sketch_open(const cairn_sketch *sketch, uint32_t dim, const float *
     return (weighed + sketch->norms_product * norm) * rounding / 2 + (sketch->mismatch + rounding) * norm;
 }
 
-static void prepare_one(const cairn_sketch *sketch, const cairn_rows *rows, cairn_index_scratch *scratch, size_t at)
+/* The image of a query, z its dims turned. */
+static void prepare_one(const cairn_sketch *sketch, const cairn_rows *rows, cairn_index_scratch *scratch, size_t at,
+                        const float *z)
 {
     cairn_scan_query *query = &scratch->query[at];
     const uint32_t dim = rows->dim;
     const size_t kept = sketch->width - 1;
     int8_t *image = scratch->sketch + at * sketch->width;
-    float *z = scratch->turned;
     query->sketched = false;
     if (query->exact) return;
-    for (size_t j = 0; j < dim; j++) z[j] = rows->kernels->dot(sketch->to_query + j * dim, query->q, dim);
     double parts[CAIRN_SKETCH_WIDTH_MAX];
     double most = 0;
     for (size_t j = 0; j < kept; j++) {
@@ -195,7 +190,12 @@ static void prepare_one(const cairn_sketch *sketch, const cairn_rows *rows, cair
 
 void cairn_sketch_prepare(const cairn_sketch *sketch, const cairn_rows *rows, cairn_index_scratch *scratch, size_t n)
 {
-    for (size_t i = 0; i < n; i++) prepare_one(sketch, rows, scratch, i);
+    const size_t dim = rows->dim;
+    float *queries = scratch->gathered;
+    float *turned = scratch->products;
+    for (size_t i = 0; i < n; i++) memcpy(queries + i * dim, scratch->query[i].q, dim * sizeof *queries);
+    cairn_rows_products(rows, queries, n, sketch->to_query, dim, turned);
+    for (size_t i = 0; i < n; i++) prepare_one(sketch, rows, scratch, i, turned + i * dim);
 }
 
 /* The least integer sum with which a row may reach the k-th best so far. */

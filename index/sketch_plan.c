@@ -35,7 +35,7 @@ static double scan_ns(uint32_t dim, size_t together)
 }
 static double look_ns(uint32_t dim, size_t together)
 {
-    return 24 + 0.3 * dim + 20 / (double)together;
+    return 14 + 0.15 * dim + 20 / (double)together;
 }
 
 typedef struct plan {

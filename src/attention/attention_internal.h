@@ -260,6 +260,8 @@ void attn_lore_wipe(attn_step *step);
 attn_lore *attn_lore_of(const attn_step *step, uint32_t layer, uint32_t head);
 void attn_lore_hint(const attn_lore *lore, const attn_part *part, cairn_index_scratch *search);
 void attn_lore_found(attn_lore *lore, const cairn_index_hit *hits, size_t n);
+/* The same of a chunk of several blocks, when all of its units have chosen. */
+void attn_lore_chunk_found(attn_step *step, const attn_chunk *chunk);
 
 /* Scopes HEAD and TOKEN: fills step->shared before the units run. */
 cairn_status attn_select_shared(attn_step *step, const attn_chunk *chunk, const attn_line *line);

@@ -158,3 +158,27 @@ void attn_lore_found(attn_lore *lore, const cairn_index_hit *hits, size_t n)
         lore->found[0] = hits[i].id;
     }
 }
+
+/* Of some rows of one of the last blocks, evenly, as an index takes those that go first: a query turns with its offset,
+ * so the next chunk's begin with what their like has found. */
+void attn_lore_chunk_found(attn_step *step, const attn_chunk *chunk)
+{
+    const cairn_attention_shape *shape = step->shape;
+    if (chunk->n_groups == 1 || step->lore == NULL || !attn_searches(step, chunk->layer)) return;
+    const size_t last = chunk->n_groups - 1;
+    const size_t g = chunk->groups[last].rows < chunk->groups[last - 1].rows ? last - 1 : last;
+    const attn_group *group = &chunk->groups[g];
+    const uint32_t each = step->policy.top_k * (shape->heads / shape->kv_heads);
+    const uint32_t rows = each < ATTN_FOUND_KEPT ? ATTN_FOUND_KEPT / each : 1;
+    for (uint32_t h = 0; h < shape->kv_heads; h++) {
+        attn_lore *lore = attn_lore_of(step, chunk->layer, h);
+        const attn_unit *unit = &step->units[g * shape->kv_heads + h];
+        lore->n_found = 0;
+        for (size_t i = 0; i < unit->n_picks && lore->n_found < ATTN_FOUND_KEPT; i++) { /* by block */
+            const attn_pick *pick = &unit->picks[i];
+            if (!pick->retrieved || (pick->row - group->row0) * rows % group->rows >= rows) continue;
+            if (lore->n_found != 0 && lore->found[lore->n_found - 1] == pick->block) continue;
+            lore->found[lore->n_found++] = pick->block;
+        }
+    }
+}

@@ -95,7 +95,7 @@ static cairn_status search_far(attn_step *step, const attn_chunk *chunk, const a
                     attn_query(step, chunk, unit->head, group->row0 + row, (uint32_t)(i % per)),
                     attn_landmark_position(step, r->far_delta, group->offset0 + row));
     }
-    attn_lore *lore = chunk->n_groups == 1 && !want_mass ? attn_lore_of(step, chunk->layer, unit->head) : NULL;
+    attn_lore *lore = want_mass ? NULL : attn_lore_of(step, chunk->layer, unit->head);
     if (step->watch != NULL) step->watch(step->watch_arg, chunk->layer, unit->head, worker->q, n);
     for (size_t p = 0; p < line->n_parts; p++) {
         const attn_part *part = &line->parts[p];
@@ -123,7 +123,8 @@ static cairn_status search_far(attn_step *step, const attn_chunk *chunk, const a
             }
         }
     }
-    for (size_t i = 0; lore != NULL && i < n; i++) attn_lore_found(lore, worker->merged + i * r->k, count[i]);
+    if (lore != NULL && chunk->n_groups == 1) /* else others read it now: attn_lore_chunk_found */
+        for (size_t i = 0; i < n; i++) attn_lore_found(lore, worker->merged + i * r->k, count[i]);
     return CAIRN_OK;
 }
 

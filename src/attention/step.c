@@ -427,6 +427,7 @@ cairn_status attn_step_run(attn_step *step, const attn_chunk *chunk, const attn_
         if (!attn_is_local(shape, chunk->layer)) add_stats(&step->stats, &step->units[u].stats);
     }
     if ((st = attn_lore_keep(step, chunk, line)) != CAIRN_OK) return st;
+    attn_lore_chunk_found(step, chunk);
     if ((st = list_tiles(step, &n_tiles)) != CAIRN_OK) return st;
     step->stats.tiles += n_tiles;
     step->tiles_last = n_tiles;

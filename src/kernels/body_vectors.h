@@ -205,8 +205,8 @@ static void dot_rows(float *out, const float *q, const void *rows, cairn_dtype d
                      size_t n)
 {
     assert(dtype != CAIRN_Q8);
-    if (dtype == CAIRN_F16 && dim == 32) /* the demo model's: no loops left */
-        dot_rows_as(out, q, rows, CAIRN_F16, 32, at, n);
+    if (dtype == CAIRN_F16 && dim == 64) /* the demo model's: no loops left */
+        dot_rows_as(out, q, rows, CAIRN_F16, 64, at, n);
     else if (dtype == CAIRN_F16)
         dot_rows_as(out, q, rows, CAIRN_F16, dim, at, n);
     else if (dtype == CAIRN_BF16)

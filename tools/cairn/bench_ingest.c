@@ -4,7 +4,8 @@
  * the length before took, and everything up to there. Search, fetch and attention are the session's own count, commit
  * is the time in its call, the rest is the model: products with weights, norms, what is appended.
  *
- * Beside it the speed of the same model over its first 4,096 tokens in memory alone: no store, nothing far away.
+ * Beside it the speed of the same model over its first 4,096 tokens in memory alone: no store, nothing far away. It is
+ * measured before the first length and after each, as a machine's speed changes over the minutes a long text takes.
  */
 #include "bench.h"
 #include "plot.h"
@@ -26,7 +27,7 @@ static const cli_option options[] = {
     OPT_NUMBER(CLI_SIZES, "tokens", 0, &flags.tokens, "N,...",
                "lengths looked at, BOS included, ascending (16K,64K,256K,1M)", 64, UINT64_C(1) << 32),
     OPT_NUMBER(CLI_SIZE, "prefill", 0, &flags.prefill, "N", "tokens run in memory for comparison (4096)", 64, 1 << 20),
-    OPT_NUMBER(CLI_U32, "repeats", 0, &flags.repeats, "N", "of those, after one that warms up (5)", 1, 1000),
+    OPT_NUMBER(CLI_U32, "repeats", 0, &flags.repeats, "N", "of those at a time, after one that warms up (5)", 1, 1000),
     OPT_TEXT("plot", 0, &flags.plot, "FILE.svg", "also draw the figures (needs gnuplot)"),
     BENCH_STORE_OPTIONS(flags.bench),
 };
@@ -128,6 +129,7 @@ static int plan_and_measure(run_state *r)
     for (size_t i = 0; code < 0 && i < tokens.n; i++) {
         r->cells[i].tokens = tokens.items[i];
         if ((code = measure_cell(r, i)) < 0) r->n_cells = i + 1;
+        if (code < 0) code = measure_prefill(r);
     }
     progress_clear(&r->bar);
     return code;
@@ -163,8 +165,8 @@ static void print_cells(run_state *r)
     static const bool right[] = {true, true, true, true, true, true, true, true, true, true, true, true};
     human n, speed;
     snprintf(speed.text, sizeof speed.text, "%.0f", prefill_rate(r));
-    printf("prefill of %s tokens in memory: %s tokens/s (median of %u)\n", human_count(&n, flags.prefill), speed.text,
-           flags.repeats);
+    printf("prefill of %s tokens in memory: %s tokens/s (median of %zu)\n", human_count(&n, flags.prefill), speed.text,
+           r->prefill.n);
     table *t = table_new(CLI_COUNT_OF(heads), heads, right);
     for (size_t i = 0; i < r->n_cells; i++) {
         cell *of = &r->cells[i];

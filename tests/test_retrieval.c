@@ -183,7 +183,8 @@ static void what_a_session_lets_its_indexes_learn_changes_no_bit(void **state)
     world_wipe(&w);
 }
 
-/* Queries that differ in nothing but their offset in the block: of chunks of so many blocks all offsets are kept. */
+/* Queries that differ in nothing but their offset in the block: of chunks of so many blocks all offsets are kept, and
+ * what rows of one of the last blocks chose. */
 static void queries_are_kept_from_all_over_a_chunk(void **state)
 {
     (void)state;
@@ -207,6 +208,11 @@ static void queries_are_kept_from_all_over_a_chunk(void **state)
         different += same == i;
     }
     assert_int_equal(different, B);
+    assert_in_range(lore->n_found, 3, ATTN_FOUND_KEPT);
+    for (size_t i = 0; i < lore->n_found; i++) {
+        assert_true(lore->found[i] < BLOCKS);
+        assert_true(i == 0 || lore->found[i] > lore->found[i - 1]);
+    }
     cairn_session_end(s);
     record_wipe(&rec);
     world_wipe(&w);

@@ -267,6 +267,46 @@ static void hints_change_no_hit_and_save_looks(void **state)
     keys_free(&k);
 }
 
+/* The first queries of a batch begin with the hints, the others with what those found: none needs the int8 image. */
+static void a_batch_with_hints_needs_no_image(void **state)
+{
+    (void)state;
+    enum { N = 9000, BATCH = 32, PILOTS = 8, K = 4 };
+    keys k = keys_of_few_directions(93, N, 64, 32, CAIRN_F16);
+    cairn_index *index = index_of("scan", &k);
+    assert_ok(cairn_index_learn(index, k.q, 32, K, 64));
+    assert_true(index->sketch.width != 0);
+    cairn_index_query queries[BATCH];
+    cairn_index_hit *all[BATCH];
+    uint32_t good[PILOTS * K];
+    for (size_t i = 0; i < BATCH; i++) {
+        queries[i] = (cairn_index_query){k.q + (32 + i) * k.dim, 0, N};
+        all[i] = sorted_hits(index, queries[i].q, 0, N);
+    }
+    for (size_t i = 0; i < PILOTS * K; i++) good[i] = all[i / K * (BATCH / PILOTS)][i % K + 1].id; /* not the best */
+    for (size_t hinted = 0; hinted < 2; hinted++) {
+        cairn_index_scratch *scratch = scratch_new();
+        cairn_index_hit hits[BATCH * K];
+        uint32_t found[BATCH];
+        size_t imaged = 0;
+        if (hinted) cairn_index_hint(scratch, good, PILOTS * K);
+        assert_ok(cairn_index_search(index, scratch, queries, BATCH, K, hits, found, NULL));
+        for (size_t i = 0; i < BATCH; i++) {
+            imaged += scratch->query[i].imaged;
+            assert_int_equal(found[i], K);
+            for (size_t h = 0; h < K; h++) {
+                assert_int_equal(hits[i * K + h].id, all[i][h].id);
+                assert_true(hits[i * K + h].score == all[i][h].score);
+            }
+        }
+        assert_int_equal(imaged, hinted ? 0 : PILOTS);
+        cairn_index_scratch_free(scratch);
+    }
+    for (size_t i = 0; i < BATCH; i++) cairn_free(all[i]);
+    cairn_index_free(index);
+    keys_free(&k);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -277,6 +317,7 @@ int main(void)
         cmocka_unit_test(nothing_is_kept_where_a_sketch_would_not_pay),
         cmocka_unit_test(learning_without_memory_learns_nothing_and_loses_nothing),
         cmocka_unit_test(hints_change_no_hit_and_save_looks),
+        cmocka_unit_test(a_batch_with_hints_needs_no_image),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -243,6 +243,13 @@ static void kinds_are_judged_by_the_exact_one(void **state)
                 real_of(cell_where(root, "kind", "scan", 0), "output_bits")); /* the same blocks, bit for bit */
     assert_plot("ivf:nprobe=1, model 16,380");
     json_decref(root);
+    root = report(cairn_run("bench", "recall", "--synthetic", "64K", "--heads", "2", "--queries", "4", "--kind", "auto",
+                            "--json"),
+                  "recall");
+    const json_t *cell = json_array_get(json_object_get(root, "cells"), 0);
+    assert_string_equal(json_text(cell, "made"), "scan");
+    assert_says(json_text(cell, "why"), "1040 rows");
+    json_decref(root);
 }
 
 /* Two thirds of it are shared with the context it was forked from. */

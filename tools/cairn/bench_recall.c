@@ -423,12 +423,12 @@ static bool go_on(void *arg, uint64_t done, uint64_t total)
 
 /* What `auto` means for these keys: for a stored text what reindex makes of it, else a calibration on the keys alone.
  */
-static int resolve_auto(run_state *r, const keys *x, const set *exact, cell *of)
+static int resolve_auto(run_state *r, const keys *x, const set *scan, cell *of)
 {
     cairn_status st;
     char why[160] = "";
     if (strcmp(x->source, "synthetic") == 0) {
-        st = cairn_index_calibrate(exact->index[0], NULL, 0, x->k, 2000, of->made, why);
+        st = cairn_index_calibrate(scan->index[0], NULL, 0, x->k, 2000, of->made, why);
     } else {
         cairn_snapshot *snap = NULL;
         cairn_context_info info;
@@ -467,7 +467,7 @@ static int measure_keys(run_state *r, const keys *x, cell *cells, size_t n)
         of->dim = x->dim;
         of->k = x->k;
         snprintf(of->made, sizeof of->made, "%s", of->kind);
-        if (strcmp(of->kind, "auto") == 0) code = resolve_auto(r, x, &exact, of);
+        if (strcmp(of->kind, "auto") == 0) code = resolve_auto(r, x, &scan, of);
         if (code < 0) code = measure_kind(r, x, &exact, &scan, of);
         if (code < 0 && output) code = run_tokens(r, of->made, &of->output);
         progress_show(&r->bar, (uint64_t)(of - r->cells) + 1, r->n_cells);

@@ -15,6 +15,8 @@
  * query's |q| / (127 sqrt(D)), so no score of an integer but 0 underflows. */
 static const float NORM_MAX = 1e18f;
 static const float NORM_MIN = 1e-15f;
+/* At most 1,024 products and as many sums of a score, each of which may be flushed to 0, in either of two orders. */
+static const double UNDERFLOW = 0x1p-114;
 
 void cairn_scan_prepare(const cairn_rows *rows, cairn_index_scratch *scratch, size_t n)
 {
@@ -195,8 +197,7 @@ void cairn_scan(const cairn_rows *rows, const cairn_sketch *sketch, cairn_index_
     }
 }
 
-/* The k-th best of the rows' scores, less what their rounding may differ by from the score of the same row elsewhere.
- */
+/* The k-th best of the rows' scores, less what rounding may make of the same row's score elsewhere. */
 static void hint_query(cairn_scan_query *query, const uint32_t *ids, const float *scores, const double *rounding,
                        size_t n)
 {
@@ -206,7 +207,7 @@ static void hint_query(cairn_scan_query *query, const uint32_t *ids, const float
     if (k == 0 || k > n || query->norm == INFINITY) return;
     for (size_t r = 0; r < n; r++) {
         if (ids[r] < query->from || ids[r] >= query->hi) continue;
-        float score = (float)((double)scores[r] - rounding[r] * (double)query->norm);
+        float score = (float)((double)scores[r] - rounding[r] * (double)query->norm - UNDERFLOW);
         if (isnan(score) || (kept == k && score <= best[k - 1])) continue;
         size_t at = kept < k ? kept++ : k - 1;
         for (; at != 0 && best[at - 1] < score; at--) best[at] = best[at - 1];

@@ -421,8 +421,7 @@ static bool go_on(void *arg, uint64_t done, uint64_t total)
     return !cli_stopped();
 }
 
-/* What `auto` means for these keys: for a stored text what reindex makes of it, else a calibration on the keys alone.
- */
+/* What `auto` means for these keys: of a stored text what reindex makes of it, else a calibration on the keys alone. */
 static int resolve_auto(run_state *r, const keys *x, const set *scan, cell *of)
 {
     cairn_status st;

@@ -24,8 +24,11 @@ typedef struct bench {
     cairn_train_attention_f64 *att;
 } bench;
 
-static const cairn_train_guided guided_rows[] = {
-    {9, 1, {5}}, {10, 3, {0, 5, 9}}, {16, 1, {14}}, {19, 1, {2}}, {20, 3, {17, 8, 10}}};
+static const cairn_train_guided guided_rows[] = {{9, 1, {5}, CAIRN_TRAIN_FIRST},
+                                                 {10, 3, {0, 5, 9}, 0},
+                                                 {16, 1, {14}, CAIRN_TRAIN_LATER},
+                                                 {19, 1, {2}, CAIRN_TRAIN_LATER},
+                                                 {20, 3, {17, 8, 10}, 0}};
 
 static double complex turned(const double *x, size_t i, double p) /* pair i of a row, rotated by position p */
 {
@@ -79,7 +82,12 @@ static double guided_loss(const bench *b)
 {
     double sum = 0;
     for (size_t h = 0; h < b->guide.heads; h++)
-        for (size_t i = 0; i < b->guide.n; i++) sum += (double)b->guide.weight * term(b, h, &b->guide.rows[i]);
+        for (size_t i = 0; i < b->guide.n; i++) {
+            const cairn_train_guided *row = &b->guide.rows[i];
+            if (b->guide.apart && row->turn != CAIRN_TRAIN_ANY && (row->turn == CAIRN_TRAIN_FIRST) != (h % 2 == 0))
+                continue;
+            sum += (double)b->guide.weight * term(b, h, row);
+        }
     return sum;
 }
 
@@ -151,18 +159,22 @@ static void guidance_and_its_gradient_equal_the_definition(void **state)
     static const struct {
         size_t remembered, kept;
         uint32_t distractors, rivals;
-    } cases[] = {{0, 0, 0, 0},    /* none */
-                 {KEYS, 0, 0, 0}, /* all five of the earlier window */
-                 {3, 0, 0, 0},    /* the newest three, as there is room for no more */
-                 {KEYS, 0, 0, 2}, /* the newest two of five */
-                 {4, 0, 0, 3},    /* the newest three of four, in a ring that begins in their midst */
-                 {3, 0, 0, 9},    {KEYS, KEYS, 2, 0}, {3, 4, 4, 1}, {0, KEYS, 16, 0}};
+        bool apart;
+    } cases[] = {{0, 0, 0, 0, false},    /* none */
+                 {KEYS, 0, 0, 0, false}, /* all five of the earlier window */
+                 {3, 0, 0, 0, false},    /* the newest three, as there is room for no more */
+                 {KEYS, 0, 0, 2, false}, /* the newest two of five */
+                 {4, 0, 0, 3, false},    /* the newest three of four, in a ring that begins in their midst */
+                 {3, 0, 0, 9, false},     {KEYS, KEYS, 2, 0, false}, {3, 4, 4, 1, false},
+                 {0, KEYS, 16, 0, false}, {KEYS, 0, 0, 0, true}, /* each head with what is its turn */
+                 {3, KEYS, 2, 0, true}};
     for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
         bench b;
         bench_init(&b, cases[c].remembered, cases[c].kept);
         b.guide.distractors = cases[c].distractors;
         assert_int_equal(b.remembered, cases[c].remembered);
         b.guide.rivals = cases[c].rivals;
+        b.guide.apart = cases[c].apart;
         if (cases[c].rivals > 0 && cases[c].rivals < b.remembered) b.remembered = cases[c].rivals;
         double terms = backward(&b, b.in, &b.guide), want = guided_loss(&b);
         expect_below("sum of the terms", fabs(terms - want) / want, 1e-12);

@@ -130,13 +130,38 @@ static size_t check_plain_blocks(const cairn_lesson *lesson, const cairn_lesson_
     return n;
 }
 
+/* Guided rows of a window of bytes with BOS: whose turn it is follows from what else has digits in the block. Returns
+ * how many have to share it. */
+static size_t check_turns(const cairn_lesson *l, const cairn_lesson_window *w, size_t C)
+{
+    size_t shared = 0;
+    for (size_t g = 0; g < w->n_guided; g++) {
+        const cairn_train_guided *row = &w->guided[g];
+        const size_t slot = row->slots[0], block = slot / (C + 1);
+        size_t before = 0, after = 0; /* digits of the block that are not of the same number */
+        for (size_t m = 0; m < l->n_mentions; m++) {
+            const size_t begin = 1 + l->mentions[m].at, end = begin + CAIRN_RECALL_DIGITS;
+            const size_t at = slot - block; /* content: a landmark stands before each block but the first */
+            for (size_t t = begin; t < end && !(at >= begin && at < end); t++)
+                if (t / C == block) *(t < at ? &before : &after) += 1;
+        }
+        const cairn_train_turn want = row->n > 1 || block == row->row / (C + 1) ? CAIRN_TRAIN_ANY
+                                      : before > 0                              ? CAIRN_TRAIN_LATER
+                                      : after > 0                               ? CAIRN_TRAIN_FIRST
+                                                                                : CAIRN_TRAIN_ANY;
+        assert_int_equal(row->turn, want);
+        shared += want != CAIRN_TRAIN_ANY;
+    }
+    return shared;
+}
+
 static void answers_are_what_the_text_said_and_guided_rows_point_at_it(void **state)
 {
     fixture *fx = *state;
     enum { BYTES = 480, C = 15 };
     cairn_lesson lesson;
     cairn_lesson_window w;
-    size_t answers = 0, guided = 0, plain = 0;
+    size_t answers = 0, guided = 0, plain = 0, shared = 0;
     assert_ok(cairn_lesson_init(&lesson, 512));
     const cairn_lesson_vocab vocab = {NULL, 1, 259};
     assert_ok(cairn_lesson_window_init(&w, 512, 512));
@@ -188,9 +213,13 @@ static void answers_are_what_the_text_said_and_guided_rows_point_at_it(void **st
             guided++;
         }
         plain += check_plain_blocks(&lesson, &w, C);
+        check_turns(&lesson, &w, C);
+        assert_ok(cairn_lesson_to_window(&lesson, &vocab, 63, 512, &w));
+        shared += check_turns(&lesson, &w, 63);
     }
-    print_message("  %zu answers, %zu guided rows, %zu blocks with a plain key\n", answers, guided, plain);
-    assert_true(answers > 500 && guided > 1000 && plain > 100);
+    print_message("  %zu answers, %zu guided rows, %zu blocks with a plain key, %zu rows that share theirs\n", answers,
+                  guided, plain, shared);
+    assert_true(answers > 500 && guided > 1000 && plain > 100 && shared > 100);
     cairn_lesson_wipe(&lesson);
     cairn_lesson_window_wipe(&w);
 }

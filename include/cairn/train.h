@@ -122,6 +122,7 @@ typedef struct cairn_trainer_options {
     uint32_t segment;                           /* slots of a segment of XL */
     /* guidance, where a stage has a weight for it */
     uint32_t guided_layer, guided_heads; /* the first heads of layers from this one on */
+    uint32_t guided_apart;               /* 1: even heads to what is first in a block, odd ones to what comes later */
     uint32_t remembered;                 /* landmark keys of earlier windows that compete */
     uint32_t kept_blocks;                /* of earlier windows, for distractors: those with a plain key are left out */
     float rope_theta; /* above 0. Pair i of D / 2 turns by theta^(-2 i / D) a slot; those that turn far within the clamp

@@ -150,9 +150,10 @@ double TRAIN(attend_backward)(TRAIN(attention) * att, uint32_t layer, size_t row
             }
             dbias[h] += groups_backward(att, &qb, told, distractors > 0 ? next - from : 0, ring, dout_block, ld_out);
             if (tells && next > from) meet_rivals(att, &qb, told, next - from, &rivals, q, ld, bias[h]);
-            for (size_t i = from; tells && i < next; i++)
-                guided += (double)guide->weight * guide_row(att, &qb, &guide->rows[i], i - from,
-                                                            (real)(scale * (double)guide->weight), &dbias[h]);
+            for (size_t i = from; i < next; i++)
+                if (tells && cairn_train_tells(guide, &guide->rows[i], h))
+                    guided += (double)guide->weight * guide_row(att, &qb, &guide->rows[i], i - from,
+                                                                (real)(scale * (double)guide->weight), &dbias[h]);
             own_backward(att, &qb, dout_block, ld_out);
             landmarks_backward(att, &qb);
             queries_backward(att, &qb, dq + h * D, ld);

@@ -97,6 +97,24 @@ static uint32_t slot_of(size_t content, size_t C)
     return (uint32_t)(content + content / C);
 }
 
+/* Where digit i of mention m stands. */
+static uint32_t slot_of_digit(const cairn_lesson *l, const cairn_lesson_window *w, size_t C, size_t lead, size_t m,
+                              uint32_t i)
+{
+    return slot_of(lead + w->token_of[l->mentions[m].at + i], C);
+}
+
+/* Whether mention m is the first in the block of its digit i, or comes after another. */
+static cairn_train_turn turn_of(const cairn_lesson *l, const cairn_lesson_window *w, size_t C, size_t lead, size_t m,
+                                uint32_t i)
+{
+    const size_t block = slot_of_digit(l, w, C, lead, m, i) / (C + 1);
+    if (m > 0 && slot_of_digit(l, w, C, lead, m - 1, CAIRN_RECALL_DIGITS - 1) / (C + 1) == block)
+        return CAIRN_TRAIN_LATER;
+    const bool shared = m + 1 < l->n_mentions && slot_of_digit(l, w, C, lead, m + 1, 0) / (C + 1) == block;
+    return shared ? CAIRN_TRAIN_FIRST : CAIRN_TRAIN_ANY;
+}
+
 /* Token t is content lead + t of the window and predicted by the one before. A row that predicts part of an answer is
  * guided to the slots where those digits stood before, if they are not too many to name. */
 static void guide(const cairn_lesson *l, size_t C, size_t lead, cairn_lesson_window *w)
@@ -119,8 +137,11 @@ static void guide(const cairn_lesson *l, size_t C, size_t lead, cairn_lesson_win
                 if (l->mentions[e].secret != mention->secret) continue;
                 fits = g.n < CAIRN_TRAIN_GUIDED_SLOTS;
                 if (!fits) break;
-                g.slots[g.n] = slot_of(lead + w->token_of[l->mentions[e].at + i], C);
-                if (g.slots[g.n] <= g.row) g.n++;
+                g.slots[g.n] = slot_of_digit(l, w, C, lead, e, i);
+                if (g.slots[g.n] > g.row) continue;
+                const bool own = g.slots[g.n] / (C + 1) == g.row / (C + 1);
+                g.turn = own || g.n > 0 ? CAIRN_TRAIN_ANY : turn_of(l, w, C, lead, e, i);
+                g.n++;
             }
             if (fits && g.n > 0) w->guided[w->n_guided++] = g;
         }

@@ -153,22 +153,32 @@ void cairn_train_tokens_wipe(cairn_train_tokens *tokens);
  * an answer must come out right among blocks that look like what is asked for (Tworkowski et al. 2023 train so across a
  * batch). They get no gradient either. */
 enum { CAIRN_TRAIN_GUIDED_SLOTS = 12, CAIRN_TRAIN_DISTRACTORS_MAX = 16 };
+typedef enum cairn_train_turn { CAIRN_TRAIN_ANY, CAIRN_TRAIN_FIRST, CAIRN_TRAIN_LATER } cairn_train_turn;
 typedef struct cairn_train_guided {
     uint32_t row;
     uint32_t n;                               /* 1..CAIRN_TRAIN_GUIDED_SLOTS */
     uint32_t slots[CAIRN_TRAIN_GUIDED_SLOTS]; /* of the window, none a landmark, all before the row */
+    cairn_train_turn turn;                    /* among the facts of its slots' block; ANY = alone, or not to be said */
 } cairn_train_guided;
 typedef struct cairn_train_guide {
     const cairn_train_guided *rows; /* ascending */
     size_t n;
     uint32_t from_layer;
     uint32_t heads;
+    bool apart; /* even heads are guided to what comes first in a block, odd ones to what comes later */
     float weight;
     bool remember;         /* this window's blocks join those of earlier ones */
     const uint8_t *forget; /* (blocks) 1 = not this one: it answers questions of other windows too; NULL = none */
     uint32_t distractors;  /* at most that many for a row */
     uint32_t rivals;       /* remembered landmark keys that compete, the newest; 0 = all */
 } cairn_train_guide;
+
+/* Whether guidance tells head h of the row. */
+static inline bool cairn_train_tells(const cairn_train_guide *guide, const cairn_train_guided *row, size_t h)
+{
+    const size_t turn = row->turn == CAIRN_TRAIN_LATER ? 1 : 0;
+    return h < guide->heads && (!guide->apart || row->turn == CAIRN_TRAIN_ANY || h % 2 == turn);
+}
 
 /* One window: it starts at a block, has its landmarks in place if there are any and is at most what the model has room
  * for. */

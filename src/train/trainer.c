@@ -402,6 +402,7 @@ static void run_lane(void *arg, size_t item, size_t worker)
                                          .n = w->n_guided,
                                          .from_layer = t->opt.guided_layer,
                                          .heads = t->opt.guided_heads,
+                                         .apart = t->opt.guided_apart != 0,
                                          .weight = j->stage->guide,
                                          .remember = true,
                                          .forget = w->plain_blocks,
@@ -416,8 +417,10 @@ static void run_lane(void *arg, size_t item, size_t worker)
         lane->loss += guided;
         count_rows(lane);
         if (guides && t->opt.guided_layer < t->opt.layers) {
-            uint64_t terms = (uint64_t)w->n_guided * t->opt.guided_heads * (t->opt.layers - t->opt.guided_layer);
-            lane->report.guided += terms;
+            uint64_t terms = 0;
+            for (size_t i = 0; i < w->n_guided; i++)
+                for (uint32_t h = 0; h < t->opt.heads; h++) terms += cairn_train_tells(&guide, &w->guided[i], h);
+            lane->report.guided += terms * (t->opt.layers - t->opt.guided_layer);
             lane->report.guide_nats += guided / (double)j->stage->guide;
         }
     }

@@ -27,7 +27,7 @@ static const field model_fields[] = {
     MODEL(FIELD_U32, top_k),        MODEL(FIELD_U32, local_layers), MODEL(FIELD_U32, local_window_blocks),
     MODEL(FIELD_U32, guided_layer), MODEL(FIELD_U32, guided_heads), MODEL(FIELD_U32, remembered),
     MODEL(FIELD_U32, segment),      MODEL(FIELD_U64, seed),         MODEL(FIELD_U32, threads),
-    MODEL(FIELD_REAL, rope_theta),  MODEL(FIELD_U32, kept_blocks),
+    MODEL(FIELD_REAL, rope_theta),  MODEL(FIELD_U32, kept_blocks),  MODEL(FIELD_U32, guided_apart),
 };
 
 static const field stage_fields[] = {

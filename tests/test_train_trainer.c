@@ -477,13 +477,14 @@ static void checkpoints_of_other_runs_and_damaged_ones_are_refused_by_name(void 
     assert_ok(cairn_trainer_save(t, fx->checkpoint));
     cairn_trainer_free(t);
 
-    cairn_trainer_options others[4] = {o, o, o, o};
+    cairn_trainer_options others[5] = {o, o, o, o, o};
     others[0].hidden += 8;
     others[1].threads = 1;
     others[2].seed = 99;
     others[3].remembered = 21;
-    const char *const words[4] = {"shape", "2 threads", "seed 1", "remembers"};
-    for (int i = 0; i < 4; i++) {
+    others[4].guided_apart = 1;
+    const char *const words[5] = {"shape", "2 threads", "seed 1", "remembers", "guided"};
+    for (int i = 0; i < 5; i++) {
         t = trainer(fx, &others[i], &stage, 1);
         assert_int_equal(cairn_trainer_load(t, fx->checkpoint, false), CAIRN_MISMATCH);
         assert_non_null(strstr(cairn_last_error(), words[i]));

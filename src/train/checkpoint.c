@@ -65,9 +65,13 @@ static uint64_t hash_shape(const cairn_trainer *t)
     return cairn_hash64(bytes, sizeof bytes);
 }
 
+/* What is trained for: which heads are guided, and the stages. */
 static uint64_t hash_stages(const cairn_trainer *t)
 {
-    uint64_t hash = 0;
+    const uint32_t guided[] = {t->opt.guided_layer, t->opt.guided_heads, t->opt.guided_apart};
+    uint8_t bytes[sizeof guided];
+    for (size_t i = 0; i < sizeof guided / sizeof *guided; i++) cairn_put_le32(bytes + 4 * i, guided[i]);
+    uint64_t hash = cairn_hash64(bytes, sizeof bytes);
     for (size_t i = 0; i < t->n_stages; i++) {
         const cairn_train_stage *s = &t->stages[i];
         uint8_t so_far[8];
@@ -192,7 +196,7 @@ static cairn_status check(const cairn_trainer *t, const char *path, const uint8_
         return cairn_fail(CAIRN_MISMATCH, "checkpoint '%s' was made with seed %llu, not %llu", path,
                           (unsigned long long)cairn_get_le64(data + 16), (unsigned long long)t->opt.seed);
     if (!other_stages && memcmp(data + 48, ours + 48, 8) != 0)
-        return cairn_fail(CAIRN_MISMATCH, "checkpoint '%s' was made with other stages", path);
+        return cairn_fail(CAIRN_MISMATCH, "checkpoint '%s' was made with other stages or other guided heads", path);
     if (memcmp(data + 64, ours + 64, 8) != 0 || bytes != want)
         return cairn_fail(CAIRN_MISMATCH, "checkpoint '%s' remembers another number of landmark keys", path);
     if (cairn_get_le64(data + 24) > t->steps)

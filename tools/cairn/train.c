@@ -33,7 +33,7 @@ static const cli_option options[] = {
     OPT_TEXT("checkpoint", 0, &flags.checkpoint, "FILE", "state to go on from (OUT.checkpoint)"),
     OPT_REAL("minutes", &flags.minutes, "N", "between checkpoints (5)", 0.01, 1e6),
     OPT_FLAG("fresh", 0, &flags.fresh, "begin anew although there is a checkpoint"),
-    OPT_FLAG("other-stages", 0, &flags.other_stages, "go on although the plan's stages were changed"),
+    OPT_FLAG("other-stages", 0, &flags.other_stages, "go on although the plan's stages or guided heads were changed"),
     OPT_NUMBER(CLI_U64, "steps", 0, &flags.steps, "N", "end this run after N updates; 0 = when the plan is done (0)", 0,
                UINT32_MAX),
     OPT_TEXT("log", 0, &flags.log, "FILE.jsonl", "append a line of JSON per report"),

@@ -482,7 +482,7 @@ static void checkpoints_of_other_runs_and_damaged_ones_are_refused_by_name(void 
     others[1].threads = 1;
     others[2].seed = 99;
     others[3].remembered = 21;
-    others[4].guided_apart = 1;
+    others[4].guided_heads = 2;
     const char *const words[5] = {"shape", "2 threads", "seed 1", "remembers", "guided"};
     for (int i = 0; i < 5; i++) {
         t = trainer(fx, &others[i], &stage, 1);
@@ -563,6 +563,15 @@ static void stages_that_cannot_be_are_refused_by_the_field(void **state)
         assert_int_equal(cairn_trainer_new(&o, NULL, fx->corpus, &bad[i], 1, &t), CAIRN_INVALID);
         assert_non_null(strstr(cairn_last_error(), words[i]));
         assert_null(t);
+    }
+    const uint32_t apart[2] = {2, 1}; /* no number for it; one guided head has nobody to be apart from */
+    const char *const apart_words[2] = {"guided_apart is 2", "1 guided heads"};
+    for (int i = 0; i < 2; i++) {
+        cairn_trainer_options other = o;
+        cairn_trainer *t = NULL;
+        other.guided_apart = apart[i];
+        assert_int_equal(cairn_trainer_new(&other, NULL, fx->corpus, &good, 1, &t), CAIRN_INVALID);
+        assert_non_null(strstr(cairn_last_error(), apart_words[i]));
     }
     char *tiny = test_path(fx->dir, "tiny");
     test_write_file(tiny, "too short", 9);

@@ -153,12 +153,14 @@ void cairn_train_tokens_wipe(cairn_train_tokens *tokens);
  * an answer must come out right among blocks that look like what is asked for (Tworkowski et al. 2023 train so across a
  * batch). They get no gradient either. */
 enum { CAIRN_TRAIN_GUIDED_SLOTS = 12, CAIRN_TRAIN_DISTRACTORS_MAX = 16 };
+/* Where a fact stands among those that have digits in its block, whose one landmark key is to say all of them. ANY: it
+ * is alone there, stands in more places than one or in the row's own block. */
 typedef enum cairn_train_turn { CAIRN_TRAIN_ANY, CAIRN_TRAIN_FIRST, CAIRN_TRAIN_LATER } cairn_train_turn;
 typedef struct cairn_train_guided {
     uint32_t row;
     uint32_t n;                               /* 1..CAIRN_TRAIN_GUIDED_SLOTS */
     uint32_t slots[CAIRN_TRAIN_GUIDED_SLOTS]; /* of the window, none a landmark, all before the row */
-    cairn_train_turn turn;                    /* among the facts of its slots' block; ANY = alone, or not to be said */
+    cairn_train_turn turn;                    /* of the slots' fact */
 } cairn_train_guided;
 typedef struct cairn_train_guide {
     const cairn_train_guided *rows; /* ascending */

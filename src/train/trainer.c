@@ -279,11 +279,22 @@ static cairn_status choose_products(cairn_trainer *t)
     return cairn_fail(CAIRN_UNSUPPORTED, "products in bf16: this processor, system or build has no AMX");
 }
 
+static cairn_status check_guidance(const cairn_trainer_options *o)
+{
+    const uint32_t heads = o->guided_heads < o->heads ? o->guided_heads : o->heads;
+    if (o->guided_apart > 1)
+        return cairn_fail(CAIRN_INVALID, "guided_apart is %u, must be 0 or 1", (unsigned)o->guided_apart);
+    if (o->guided_apart == 1 && heads < 2)
+        return cairn_fail(CAIRN_INVALID, "guided_apart with %u guided heads, must be two at least", (unsigned)heads);
+    return CAIRN_OK;
+}
+
 static cairn_status trainer_init(cairn_trainer *t, const cairn_model *source, const cairn_train_stage *stages, size_t n)
 {
     if (n == 0) return cairn_fail(CAIRN_INVALID, "no stage to train");
     cairn_status st = choose_products(t);
     if (st == CAIRN_OK) st = source == NULL ? begin_anew(t) : begin_from(t, source);
+    if (st == CAIRN_OK) st = check_guidance(&t->opt);
     if (st == CAIRN_OK) st = count_bytes(t);
     for (size_t i = 0; i < n && st == CAIRN_OK; i++) {
         st = check_stage(&stages[i], unit_of(t), t->corpus);

@@ -17,17 +17,40 @@ enum { PRODUCT_ROWS = 12 }; /* x 2 vectors: the same count */
 #include "body_scan.h"
 #include "body_tile.h"
 
+/* tile_attend where int8 is multiplied as it is. */
+static void tile_attend_vnni(const cairn_tile *tile, size_t nq, const float *const *q, const float *weight,
+                             float *const *out, float *lse, void *scratch)
+{
+    const size_t tokens = tile->tokens;
+    if (tokens == 0 || !cairn_q8_fits_vnni(tile)) {
+        tile_attend(tile, nq, q, weight, out, lse, scratch);
+        return;
+    }
+    tile_scratch s = tile_scratch_over(scratch, tokens, tile->head_dim);
+    tile_stream keys, values;
+    begin_streams(tile, nq, &keys, &values);
+    for (size_t i = 0, n; i < nq; i += n) {
+        float most[TILE_QUERIES], sum[TILE_QUERIES], factor[TILE_QUERIES];
+        n = nq - i < TILE_QUERIES ? nq - i : TILE_QUERIES;
+        cairn_q8_scores_vnni(tile, n, q + i, s.p, s.p_ld, &s, i == 0 ? &keys : NULL);
+        exp_rows(tokens, n, s.p, s.p_ld, most, sum);
+        for (size_t j = 0; j < n; j++) factor[j] = weight[i + j] / sum[j];
+        for (size_t j = 0; lse != NULL && j < n; j++) lse[i + j] = most[j] + logf(sum[j]);
+        cairn_q8_mix_vnni(tile, n, s.p, s.p_ld, factor, out + i, &s, i == 0 ? &values : NULL);
+    }
+}
+
 /* clang-format off */
-#define TABLE(scan, sketch)                                                                                            \
+#define TABLE(scan, sketch, attend)                                                                                            \
     {                                                                                                                  \
         .name = "avx512", .dot = dot, .dot_rows = dot_rows, .set_bits = set_bits, .axpy = axpy, .scale = scale, .max = max, .exp_shift = exp_shift,                \
         .exp_sum = exp_sum, .above = above, .widen = widen, .narrow = narrow, .rms_norm = rms_norm,                    \
         .silu_mul = silu_mul, .rotate = rotate, .matvec = matvec, .dequant = dequant, .tile_scores = tile_scores,      \
-        .tile_mix = tile_mix, .tile_attend = tile_attend, .scan_i8 = scan, .sketch_i8 = sketch, .scan_spread = scan_spread, .scan_round = scan_round, .product = product, .gemm = gemm,           \
+        .tile_mix = tile_mix, .tile_attend = attend, .scan_i8 = scan, .sketch_i8 = sketch, .scan_spread = scan_spread, .scan_round = scan_round, .product = product, .gemm = gemm,           \
         .transpose = transpose, .row_softmax = row_softmax, .row_softmax_backward = row_softmax_backward,          \
         .swiglu = swiglu, .swiglu_backward = swiglu_backward, .rms_norm_backward = rms_norm_backward                   \
     }
 /* clang-format on */
 
-const cairn_kernels cairn_kernels_avx512_table = TABLE(scan_i8, sketch_i8);
-const cairn_kernels cairn_kernels_avx512_vnni_table = TABLE(cairn_scan_i8_vnni, cairn_sketch_i8_vnni);
+const cairn_kernels cairn_kernels_avx512_table = TABLE(scan_i8, sketch_i8, tile_attend);
+const cairn_kernels cairn_kernels_avx512_vnni_table = TABLE(cairn_scan_i8_vnni, cairn_sketch_i8_vnni, tile_attend_vnni);

@@ -9,25 +9,11 @@
  * from DRAM 25 GB/s with 1 or 4 queries.
  */
 #include "twins_internal.h"
+#include "vec512_vnni.h"
 
 #include <assert.h>
 
-#include <immintrin.h>
-
 enum { AHEAD_BYTES = 4096 };
-
-#define INLINE static inline __attribute__((always_inline))
-
-/* sum plus, in each lane, four unsigned bytes of x times q[0..3]. GCC 12 makes of the intrinsic a copy of the sum and a
- * broadcast of its own, two thirds of the kernel's time: the processor broadcasts as it loads. */
-INLINE __m512i add_four_dims(__m512i sum, __m512i x, const int8_t *q)
-{
-    typedef struct four {
-        int8_t dims[4];
-    } four;
-    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(x), "m"(*(const four *)q));
-    return sum;
-}
 
 /* NQ queries over the groups: 8 sums cover the latency of 5 cycles; of fewer queries, each has two (CHAINS), one for
  * even and one for odd quads of dims. */

@@ -15,32 +15,9 @@
  *    128    690 (47)          735 (44)     1,660 (78 GF)      21,800 (95 GF)
  */
 #include "tile_internal.h"
+#include "tile_stream.h"
 
 enum { MANY_QUERIES = 16 }; /* from here on the arithmetic outweighs the bytes */
-
-/* What memory is asked for while a tile is used: some 4 KB ahead of the arithmetic, keys, then values, then the keys of
- * the next tile. A line so comes to L1 just before its use: what is asked for by the tile, or only as far as L2, is
- * gone from L1 when its turn comes, and then waits for a fill buffer behind all that is still on its way from DRAM. */
-typedef struct stream {
-    const char *now, *then; /* of the `bytes` each that are used now, and after them; now NULL: nothing is asked for */
-    size_t bytes, ahead;
-} stream;
-
-INLINE stream stream_of(const void *now, const void *then, size_t bytes)
-{
-    enum { AHEAD = 4096 };
-    return (stream){now, then, bytes, bytes < AHEAD ? bytes : AHEAD};
-}
-
-/* Bytes [from, to) are about to be used. */
-INLINE void ask_ahead(const stream *c, size_t from, size_t to)
-{
-    if (c == NULL || c->now == NULL) return;
-    const size_t end = to + c->ahead;
-    size_t i = (from + c->ahead + 63) / 64 * 64;
-    for (; i < end && i < c->bytes; i += 64) _mm_prefetch(c->now + i, _MM_HINT_T0);
-    for (; i < end && c->then != NULL; i += 64) _mm_prefetch(c->then + (i - c->bytes), _MM_HINT_T0);
-}
 
 /* ---- scores ---- */
 
@@ -77,7 +54,7 @@ INLINE void score_block(const int QB, cairn_dtype dtype, const char *keys, size_
 /* QB queries against all keys, at least VL of them. The last block overlaps the one before it instead of running short:
  * a score has the same bits whichever block it comes from. */
 INLINE void score_queries(const int QB, cairn_dtype dtype, const char *keys, size_t stride, size_t tokens, size_t dim,
-                          const float *const *q, float *scores, size_t ld, const stream *ahead)
+                          const float *const *q, float *scores, size_t ld, const tile_stream *ahead)
 {
     const size_t TB = (size_t)(VL / QB);
     for (size_t t = 0; t < tokens; t += TB) {
@@ -88,7 +65,7 @@ INLINE void score_queries(const int QB, cairn_dtype dtype, const char *keys, siz
 }
 
 INLINE void score_rows(cairn_dtype dtype, const char *keys, size_t tokens, size_t dim, size_t nq, const float *const *q,
-                       float *scores, size_t ld, const stream *ahead)
+                       float *scores, size_t ld, const tile_stream *ahead)
 {
     size_t stride = dim * cairn_dtype_size(dtype), i = 0;
     for (; i + 4 <= nq; i += 4, ahead = NULL)
@@ -161,7 +138,7 @@ static void score_padded(const cairn_tile *tile, size_t nq, const float *const *
 
 /* Scores of at most TILE_QUERIES rows. ahead: what to ask for meanwhile, or NULL. */
 static void score_tile(const cairn_tile *tile, size_t nq, const float *const *q, float *scores, size_t ld,
-                       const tile_scratch *scratch, const stream *ahead)
+                       const tile_scratch *scratch, const tile_stream *ahead)
 {
     size_t tokens = tile->tokens, dim = tile->head_dim, wide = (dim + VL - 1) / VL * VL;
     const float *padded[TILE_QUERIES];
@@ -187,7 +164,7 @@ static void score_tile(const cairn_tile *tile, size_t nq, const float *const *q,
 /* QB rows x DB vectors of dims, tokens in order. n < VL lanes when not `full` (then DB = 1). */
 INLINE void mix_block(const int QB, const int DB, const bool full, cairn_dtype dtype, const char *values, size_t stride,
                       size_t tokens, size_t first, size_t n, const float *p, size_t ld, float *const *out,
-                      const stream *ahead)
+                      const tile_stream *ahead)
 {
     vf sum[32], value[8];
 #pragma GCC unroll 32
@@ -219,7 +196,7 @@ INLINE void mix_block(const int QB, const int DB, const bool full, cairn_dtype d
 
 /* All dims of QB rows, in the widest blocks that still fit the registers: QB * WIDE accumulators. */
 INLINE void mix_queries(const int QB, const int WIDE, cairn_dtype dtype, const char *values, size_t tokens, size_t dim,
-                        const float *p, size_t ld, float *const *out, const stream *ahead)
+                        const float *p, size_t ld, float *const *out, const tile_stream *ahead)
 {
     size_t stride = dim * cairn_dtype_size(dtype), d = 0;
     for (; d + (size_t)WIDE * VL <= dim; d += (size_t)WIDE * VL, ahead = NULL)
@@ -235,7 +212,7 @@ INLINE void mix_queries(const int QB, const int WIDE, cairn_dtype dtype, const c
 }
 
 INLINE void mix_rows(cairn_dtype dtype, const char *values, size_t tokens, size_t dim, size_t nq, const float *p,
-                     size_t ld, float *const *out, const stream *ahead)
+                     size_t ld, float *const *out, const tile_stream *ahead)
 {
     size_t i = 0;
     for (; i + MIX_QUERIES <= nq; i += MIX_QUERIES, ahead = NULL)
@@ -252,7 +229,7 @@ INLINE void mix_rows(cairn_dtype dtype, const char *values, size_t tokens, size_
 
 /* p holds the weights, the value scales of q8 folded in. ahead: as for scores. */
 static void mix_tile(const cairn_tile *tile, size_t nq, const float *p, size_t ld, float *const *out,
-                     const stream *ahead)
+                     const tile_stream *ahead)
 {
     size_t tokens = tile->tokens, dim = tile->head_dim;
     switch (tile->dtype) {
@@ -309,17 +286,13 @@ static void tile_mix(const cairn_tile *tile, size_t nq, const float *p, size_t l
     }
 }
 
-/* Step by step over all rows rather than row by row: each step is short and its rows are independent, so that several
- * are under way at once; a row's own chain (greatest, exp, sum, quotient) is 150 cycles long. */
-static void softmax_rows(const cairn_tile *tile, size_t n, float *p, size_t ld, const float *weight, float *lse)
+/* Scores to exp(score - most) and their sums. Step by step over all rows rather than row by row: each step is short and
+ * its rows are independent, so that several are under way at once; a row's own chain (greatest, exp, sum, quotient) is
+ * 150 cycles long. */
+static void exp_rows(size_t tokens, size_t n, float *p, size_t ld, float *most, float *sum)
 {
-    size_t tokens = tile->tokens;
-    float most[TILE_QUERIES], sum[TILE_QUERIES];
     for (size_t i = 0; i < n; i++) most[i] = greatest(p + i * ld, tokens);
     for (size_t i = 0; i < n; i++) sum[i] = exp_pass(p + i * ld, p + i * ld, most[i], tokens);
-    for (size_t i = 0; i < n; i++) fold_value_scales(tile, p + i * ld, weight[i] / sum[i], p + i * ld);
-    if (lse != NULL)
-        for (size_t i = 0; i < n; i++) lse[i] = most[i] + logf(sum[i]);
 }
 
 /* The scales of a q8 tile lie behind its values and are needed before its first key. */
@@ -330,27 +303,41 @@ static void ask_scales(const cairn_tile *tile)
     for (size_t i = 0; i < tile->tokens; i += 16) _mm_prefetch((const char *)(tile->value_scales + i), _MM_HINT_T0);
 }
 
+/* What is asked for while nq rows attend to the tile, keys first. */
+static void begin_streams(const cairn_tile *tile, size_t nq, tile_stream *keys, tile_stream *values)
+{
+    const size_t bytes = (size_t)tile->tokens * tile->head_dim * cairn_dtype_size(tile->dtype);
+    const bool asks = nq < MANY_QUERIES;
+    *keys = tile_stream_of(asks ? tile->keys : NULL, tile->values, bytes);
+    *values = tile_stream_of(asks ? tile->values : NULL, tile->next != NULL ? tile->next->keys : NULL, bytes);
+    if (asks && !tile->coming) {
+        for (size_t i = 0; i < keys->ahead; i += 64) _mm_prefetch(keys->now + i, _MM_HINT_T0);
+        ask_scales(tile);
+    }
+    if (asks && tile->next != NULL) ask_scales(tile->next);
+}
+
 static void tile_attend(const cairn_tile *tile, size_t nq, const float *const *q, const float *weight,
                         float *const *out, float *lse, void *scratch)
 {
-    size_t tokens = tile->tokens, bytes = tokens * tile->head_dim * cairn_dtype_size(tile->dtype);
+    const size_t tokens = tile->tokens;
     if (tokens == 0) {
         for (size_t i = 0; lse != NULL && i < nq; i++) lse[i] = -INFINITY;
         return;
     }
     tile_scratch s = tile_scratch_over(scratch, tokens, tile->head_dim);
-    const bool asks = nq < MANY_QUERIES;
-    const stream keys = stream_of(asks ? tile->keys : NULL, tile->values, bytes);
-    const stream values = stream_of(asks ? tile->values : NULL, tile->next != NULL ? tile->next->keys : NULL, bytes);
-    if (asks && !tile->coming) {
-        for (size_t i = 0; i < keys.ahead; i += 64) _mm_prefetch(keys.now + i, _MM_HINT_T0);
-        ask_scales(tile);
-    }
-    if (asks && tile->next != NULL) ask_scales(tile->next);
+    tile_stream keys, values;
+    begin_streams(tile, nq, &keys, &values);
     for (size_t i = 0, n; i < nq; i += n) {
+        float most[TILE_QUERIES], sum[TILE_QUERIES];
         n = nq - i < TILE_QUERIES ? nq - i : TILE_QUERIES;
         score_tile(tile, n, q + i, s.p, s.p_ld, &s, i == 0 ? &keys : NULL);
-        softmax_rows(tile, n, s.p, s.p_ld, weight + i, lse != NULL ? lse + i : NULL);
+        exp_rows(tokens, n, s.p, s.p_ld, most, sum);
+        for (size_t j = 0; j < n; j++) {
+            float *p = s.p + j * s.p_ld;
+            fold_value_scales(tile, p, weight[i + j] / sum[j], p);
+        }
+        for (size_t j = 0; lse != NULL && j < n; j++) lse[i + j] = most[j] + logf(sum[j]);
         mix_tile(tile, n, s.p, s.p_ld, out + i, i == 0 ? &values : NULL);
     }
 }

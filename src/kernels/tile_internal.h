@@ -21,7 +21,7 @@ typedef struct tile_scratch {
 static inline tile_scratch tile_scratch_over(void *buffer, size_t tokens, size_t head_dim)
 {
     size_t dim = (head_dim + 15) / 16 * 16;
-    tile_scratch s = {.p_ld = (tokens + 15) / 16 * 16};
+    tile_scratch s = {.p_ld = (tokens + 31) / 32 * 32};
     size_t queries = TILE_QUERIES * dim * sizeof(float), rows = TILE_ROWS * dim * sizeof(float);
     s.bytes = queries + rows + TILE_QUERIES * s.p_ld * sizeof(float) + 64;
     if (buffer == NULL) return s;

@@ -142,7 +142,7 @@ static void a_byte_pair_model_is_given_kinds_so_that_the_landmark_is_no_text(voi
     const tiny_model m = pieces_model("qwen3", CAIRN_GGUF_F16, true);
     adapted a;
     cairn_gguf_writer *w = tiny_model_begin(&m);
-    tiny_put_bpe(w);
+    tiny_put_bpe(w, "qwen2");
     assert_ok(cairn_gguf_writer_save(w, fx->source));
     cairn_gguf_writer_free(w);
     adapt(fx, fx->source, 20, CAIRN_GGUF_F16, &a);
@@ -510,7 +510,7 @@ static void failing_allocations_leave_nothing(void **state)
     cairn_model *model;
     cairn_train_layout *layout = NULL;
     cairn_gguf_writer *w = tiny_model_begin(&m);
-    tiny_put_bpe(w);
+    tiny_put_bpe(w, "qwen2");
     assert_ok(cairn_gguf_writer_save(w, fx->source));
     cairn_gguf_writer_free(w);
     assert_ok(cairn_model_open(fx->source, &model));

@@ -21,7 +21,8 @@ static cairn_model *open_tiny(const fixture *fx, const char *kind, bool prefix)
     m.vocab = TINY_PIECES;
     cairn_gguf_writer *w = tiny_model_begin(&m);
     if (strcmp(kind, "spm") == 0) tiny_put_spm(w, "<|pad|>");
-    if (strcmp(kind, "bpe") == 0) tiny_put_bpe(w);
+    if (strcmp(kind, "bpe") == 0) tiny_put_bpe(w, "qwen2");
+    if (strcmp(kind, "words unknown") == 0) tiny_put_bpe(w, "nobody");
     if (!prefix) assert_ok(cairn_gguf_put_bool(w, "tokenizer.ggml.add_space_prefix", false));
     assert_ok(cairn_gguf_writer_save(w, fx->path));
     cairn_gguf_writer_free(w);
@@ -86,7 +87,7 @@ static void tokens_carry_the_largest_weight_of_their_bytes_and_the_place_of_the_
 {
     const fixture *fx = *state;
     test_random r = {4};
-    cairn_model *bare = open_tiny(fx, "spm", false);
+    cairn_model *bare = open_tiny(fx, "spm", false), *pairs = open_tiny(fx, "bpe", true);
     for (uint64_t round = 0; round < 300; round++) {
         static const char *const parts[] = {"the ", " the", "he", "in", " ", "e", "\n", "\xc3\xa9", "\xc2\xb5", "t"};
         uint8_t text[256];
@@ -98,8 +99,10 @@ static void tokens_carry_the_largest_weight_of_their_bytes_and_the_place_of_the_
         }
         check_document(fx->spm, text, bytes, 1, round);
         check_document(bare, text, bytes, 0, round);
+        check_document(pairs, text, bytes, 0, round);
     }
     cairn_model_close(bare);
+    cairn_model_close(pairs);
 }
 
 static void byte_tokens_are_the_bytes_themselves(void **state)
@@ -249,7 +252,7 @@ static void any_bytes_are_followed_to_their_end(void **state)
 static void vocabularies_that_cannot_encode_are_refused(void **state)
 {
     const fixture *fx = *state;
-    static const char *const kinds[] = {"bpe", "none"}, *const words[] = {"'gpt2'", "no vocabulary"};
+    static const char *const kinds[] = {"words unknown", "none"}, *const words[] = {"'nobody'", "no vocabulary"};
     for (size_t i = 0; i < 2; i++) {
         cairn_train_tokens t = {0};
         cairn_model *model = open_tiny(fx, kinds[i], true);

@@ -43,17 +43,19 @@ static inline void tiny_put_spm(cairn_gguf_writer *w, const char *last)
     assert_ok(cairn_gguf_put_u32(w, "tokenizer.ggml.bos_token_id", 1));
 }
 
-/* GPT-2's: a character for each byte and joined ones, merges, neither scores nor kinds. */
-static inline void tiny_put_bpe(cairn_gguf_writer *w)
+/* GPT-2's: a character for each byte and joined ones, merges, neither scores nor kinds. pre: how words are cut. */
+static inline void tiny_put_bpe(cairn_gguf_writer *w, const char *pre)
 {
     static char names[TINY_PIECES][8];
-    static const char *const merges[] = {"t h", "th e", "\xc4\xa0 the"};
+    static const char *const merges[] = {"t h", "th e", "\xc4\xa0 the"}, *const joined[] = {"th", "the", "\xc4\xa0the"};
     const char *tokens[TINY_PIECES];
     uint32_t other = 0;
     for (uint32_t b = 0; b < TINY_PIECES; b++) {
         bool same = (b >= '!' && b <= '~') || (b >= 0xa1 && b <= 0xac) || (b >= 0xae && b <= 0xff);
         uint32_t c = same ? b : 256 + other++;
-        if (b >= 256)
+        if (b >= 256 && b < 259)
+            snprintf(names[b], sizeof names[b], "%s", joined[b - 256]);
+        else if (b >= 256)
             snprintf(names[b], sizeof names[b], "x%u", b);
         else if (c < 0x80)
             snprintf(names[b], sizeof names[b], "%c", (int)c);
@@ -62,7 +64,7 @@ static inline void tiny_put_bpe(cairn_gguf_writer *w)
         tokens[b] = names[b];
     }
     assert_ok(cairn_gguf_put_string(w, "tokenizer.ggml.model", "gpt2"));
-    assert_ok(cairn_gguf_put_string(w, "tokenizer.ggml.pre", "qwen2"));
+    assert_ok(cairn_gguf_put_string(w, "tokenizer.ggml.pre", pre));
     assert_ok(cairn_gguf_put_strings(w, "tokenizer.ggml.tokens", tokens, TINY_PIECES));
     assert_ok(cairn_gguf_put_strings(w, "tokenizer.ggml.merges", merges, 3));
 }

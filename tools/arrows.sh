@@ -94,6 +94,7 @@ check "lmdb.h is included in store/ only, and in the test of the format" only_in
 check "FAISS is included in one C file of index/, through its C API, in the shim and in peers" faiss_has_one_c_door
 check "cblas.h is included in one kernel file" only_in '^src/kernels/' 1 'cblas'
 check "xxhash.h is included in one file of base, in the command, and in the test of the format" only_in '^(src/base/hash\.c|tools/.*|tests/test_store_format\.c)$' 9 'xxhash'
+check "pcre2.h is included in one file of src/model" only_in '^src/model/' 1 'pcre2'
 check "liburing.h is included in one file of store/" only_in '^store/' 1 'liburing'
 check "public headers compile alone as C11" c11
 check "public headers compile alone as C++11" cxx

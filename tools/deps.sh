@@ -6,7 +6,7 @@
 #   tools/deps.sh fuzz         what tests/campaign/fuzz needs beside these
 set -euo pipefail
 
-build="build-essential cmake pkgconf liblmdb-dev libfaiss-dev libopenblas-dev libxxhash-dev libjansson-dev liburing-dev"
+build="build-essential cmake pkgconf liblmdb-dev libfaiss-dev libopenblas-dev libxxhash-dev libpcre2-dev libjansson-dev liburing-dev"
 test="libcmocka-dev gnuplot-nox"
 lint="clang-format clang-tidy"
 fuzz="clang libclang-rt-dev"

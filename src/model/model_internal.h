@@ -13,7 +13,7 @@ typedef enum vocab_kind {
     VOCAB_NONE,  /* the file has no tokens */
     VOCAB_BYTES, /* 256 byte tokens and control tokens: text byte b is byte_ids[b], nothing else happens */
     VOCAB_SPM,   /* SentencePiece pieces with scores, byte tokens for the rest */
-    VOCAB_BPE,   /* GPT-2 byte-level pieces: decoded, not encoded with */
+    VOCAB_BPE,   /* GPT-2's byte-level pieces and the order they were joined in */
     VOCAB_OTHER
 } vocab_kind;
 
@@ -25,6 +25,8 @@ typedef enum token_kind { /* numbers of tokenizer.ggml.token_type */
                           TOKEN_UNUSED = 5,
                           TOKEN_BYTE = 6
 } token_kind;
+
+typedef struct bpe bpe;
 
 typedef struct vocab {
     vocab_kind kind;
@@ -43,6 +45,7 @@ typedef struct vocab {
     bool pieces_cross_words; /* a piece has a space mark after another character: text cannot be cut at words */
     cairn_token bos, eos, unk;
     bool add_bos;
+    bpe *bpe; /* VOCAB_BPE's tables */
 } vocab;
 
 /* `rows` is what the embedding has: another number of tokens is INVALID. */

@@ -3,6 +3,7 @@
  * Witnesses: a run that was never stopped; the log read as JSON; a file that `cairn ask` can use.
  */
 #include "command.h"
+#include "tiny_vocab.h"
 
 #include <cairn/model.h>
 
@@ -159,6 +160,29 @@ static void a_model_of_others_is_trained_on_with_its_own_tokenizer(void **state)
     free(more);
 }
 
+/* Byte pairs: trained with, read and asked as text, the landmark no part of it. */
+static void a_model_of_byte_pairs_is_trained_on_and_asked(void **state)
+{
+    fixture *fx = *state;
+    char *source = test_path(fx->dir, "pairs.gguf"), *store = test_path(fx->dir, "store");
+    tiny_model m = tiny_model_default();
+    m.block_tokens = 0;
+    m.vocab = TINY_PIECES;
+    cairn_gguf_writer *w = tiny_model_begin(&m);
+    tiny_put_bpe(w, "llama-bpe");
+    assert_ok(cairn_gguf_writer_save(w, source));
+    cairn_gguf_writer_free(w);
+    assert_code(cairn_run("train", "-p", fx->plan, "-c", fx->text, "-o", fx->model, "--init", source, "--steps", "7"),
+                0);
+    assert_code(cairn_run("ingest", store, "-m", fx->model, "-c", "text", fx->plan, "--json"), 0);
+    const outcome *o = cairn_run("ask", store, "-m", fx->model, "-c", "text", "-n", "3", "--json", " the name");
+    assert_code(o, 0);
+    json_t *answer = command_json(o);
+    assert_int_equal(json_number(answer, "tokens"), 3);
+    json_decref(answer);
+    free(source), free(store);
+}
+
 /* Its attention is known to `bench ppl` alone: the others must not run it as if it saw everything. */
 static void a_transformer_xl_is_refused_where_its_segments_are_not_followed(void **state)
 {
@@ -262,6 +286,7 @@ int main(void)
         with_fixture(a_run_in_two_halves_gives_the_file_of_a_whole_one),
         with_fixture(the_log_has_a_line_of_json_for_each_report),
         with_fixture(a_model_of_others_is_trained_on_with_its_own_tokenizer),
+        with_fixture(a_model_of_byte_pairs_is_trained_on_and_asked),
         with_fixture(a_transformer_xl_is_refused_where_its_segments_are_not_followed),
         with_fixture(ctrl_c_leaves_a_checkpoint_to_go_on_from),
         with_fixture(what_cannot_be_trained_is_refused_in_words),

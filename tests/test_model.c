@@ -265,9 +265,14 @@ static void a_large_files_fingerprint_samples_each_large_tensor_from_end_to_end(
 
 /* ---- files that are refused ---- */
 
-static void add_rope_freqs(cairn_gguf_writer *w)
+static void add_few_rope_factors(cairn_gguf_writer *w)
 {
-    const float x[8] = {1, 1, 1, 1, 1, 1, 1, 1};
+    const float x[7] = {1, 1, 1, 1, 1, 1, 1};
+    assert_ok(cairn_gguf_put_tensor(w, "rope_freqs.weight", CAIRN_GGUF_F32, (uint64_t[]){7}, 1, x));
+}
+static void add_a_rope_factor_of_0(cairn_gguf_writer *w)
+{
+    const float x[8] = {1, 1, 1, 0, 1, 1, 1, 1};
     assert_ok(cairn_gguf_put_tensor(w, "rope_freqs.weight", CAIRN_GGUF_F32, (uint64_t[]){8}, 1, x));
 }
 static void add_bias(cairn_gguf_writer *w)
@@ -331,7 +336,8 @@ static void files_with_something_else_in_them_are_refused_by_its_name(void **sta
         cairn_status status;
         const char *message;
     } cases[] = {
-        {add_rope_freqs, CAIRN_UNSUPPORTED, "'rope_freqs.weight'"},
+        {add_few_rope_factors, CAIRN_INVALID, "tensor 'rope_freqs.weight' is 7"},
+        {add_a_rope_factor_of_0, CAIRN_INVALID, "rope_factors[3] is 0"},
         {add_bias, CAIRN_UNSUPPORTED, "tensor 'blk.1.attn_q.bias' is not part of a qwen3 model of 3 layers"},
         {add_layer, CAIRN_UNSUPPORTED, "tensor 'blk.3.attn_norm.weight' is not part"},
         {add_scaling, CAIRN_UNSUPPORTED, "'qwen3.rope.scaling.type' is 'yarn' (factor 4)"},

@@ -1,10 +1,9 @@
 /* test_parity.c - an ordinary Llama through a DENSE session predicts what llama.cpp predicts.
  *
  * data/parity holds three small models of random weights (grouped-query F16, multi-head Q8_0, qwen3 F16) and, for 256
- * prefixes each, the eight most probable next tokens by llama.cpp: full attention on a CPU, K/V rounded to f16. */
-#include "support.h"
-
-#include <cairn/model.h>
+ * prefixes each (of the first one also with rope factors), the eight most probable next tokens by llama.cpp: full
+ * attention on a CPU, K/V rounded to f16. */
+#include "rope_factors.h"
 
 #include <jansson.h>
 #include <math.h>
@@ -20,15 +19,11 @@ typedef struct parity { /* one model, its vectors, and our probabilities */
     float *p; /* (n, vocab) */
 } parity;
 
-static void parity_open(parity *fx, const char *name)
+static void parity_open(parity *fx, const char *model, const char *json)
 {
-    char *gguf;
-    char *json;
     cairn_model_info info;
     json_error_t error;
-    assert_true(asprintf(&gguf, "%s/parity/%s.gguf", CAIRN_TEST_DATA, name) > 0);
-    assert_true(asprintf(&json, "%s/parity/%s.llamacpp.json", CAIRN_TEST_DATA, name) > 0);
-    assert_ok(cairn_model_open(gguf, &fx->model));
+    assert_ok(cairn_model_open(model, &fx->model));
     cairn_model_info_get(fx->model, &info);
     fx->vocab = info.vocab;
     fx->root = json_load_file(json, 0, &error);
@@ -40,8 +35,6 @@ static void parity_open(parity *fx, const char *name)
     fx->p = calloc(fx->n * fx->vocab, sizeof *fx->p);
     assert_true(fx->tokens != NULL && fx->p != NULL);
     for (size_t i = 0; i < fx->n; i++) fx->tokens[i] = (cairn_token)json_integer_value(json_array_get(tokens, i));
-    free(gguf);
-    free(json);
 }
 
 static void parity_close(parity *fx)
@@ -110,31 +103,52 @@ static void compare(const parity *fx, const char *name, double tolerance)
     print_message("%s: largest difference of a probability %.5f; %zu clear winners agree\n", name, worst, decided);
 }
 
-static void check(const char *name, double tolerance)
+static void check(parity *fx, const char *name, double tolerance)
 {
+    predict(fx, CAIRN_F16, 256);
+    compare(fx, name, tolerance);
+    predict(fx, CAIRN_F16, 1); /* token by token: the other arithmetic */
+    compare(fx, name, tolerance);
+    parity_close(fx);
+}
+
+static void check_file(const char *name, double tolerance)
+{
+    char *model, *json;
     parity fx;
-    parity_open(&fx, name);
-    predict(&fx, CAIRN_F16, 256);
-    compare(&fx, name, tolerance);
-    predict(&fx, CAIRN_F16, 1); /* token by token: the other arithmetic */
-    compare(&fx, name, tolerance);
-    parity_close(&fx);
+    assert_true(asprintf(&model, "%s/parity/%s.gguf", CAIRN_TEST_DATA, name) > 0);
+    assert_true(asprintf(&json, "%s/parity/%s.llamacpp.json", CAIRN_TEST_DATA, name) > 0);
+    parity_open(&fx, model, json);
+    check(&fx, name, tolerance);
+    free(model), free(json);
 }
 
 static void grouped_query_f16_predicts_as_llama_cpp(void **state)
 {
     (void)state;
-    check("gqa-f16", 0.01);
+    check_file("gqa-f16", 0.01);
 }
 static void qwen3_f16_predicts_as_llama_cpp(void **state)
 {
     (void)state;
-    check("qwen3-f16", 0.01);
+    check_file("qwen3-f16", 0.01);
 }
 static void multi_head_q8_0_predicts_as_llama_cpp(void **state)
 {
     (void)state;
-    check("mha-q8_0", 0.08); /* llama.cpp rounds activations to 8 bits there, we do not */
+    check_file("mha-q8_0", 0.08); /* llama.cpp rounds activations to 8 bits there, we do not */
+}
+
+static void rope_factors_predict_as_llama_cpp(void **state)
+{
+    (void)state;
+    char *dir = test_make_dir(), *path = test_path(dir, "factors.gguf");
+    parity fx;
+    add_rope_factors(CAIRN_TEST_DATA "/parity/gqa-f16.gguf", path);
+    parity_open(&fx, path, CAIRN_TEST_DATA "/parity/gqa-f16-factors.llamacpp.json");
+    check(&fx, "gqa-f16 with rope factors", 0.01);
+    free(path);
+    test_remove_dir(dir);
 }
 
 int main(void)
@@ -143,6 +157,7 @@ int main(void)
         cmocka_unit_test(grouped_query_f16_predicts_as_llama_cpp),
         cmocka_unit_test(qwen3_f16_predicts_as_llama_cpp),
         cmocka_unit_test(multi_head_q8_0_predicts_as_llama_cpp),
+        cmocka_unit_test(rope_factors_predict_as_llama_cpp),
     };
     return cmocka_run_group_tests_name("parity", tests, NULL, NULL);
 }

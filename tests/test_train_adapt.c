@@ -4,6 +4,7 @@
  * plain loops for every weight and mean; the bytes of the source for all that is said about the model.
  */
 #include "adapt_support.h"
+#include "rope_factors.h"
 
 #include <jansson.h>
 #include <unistd.h>
@@ -339,37 +340,51 @@ static void a_model_with_a_token_added_predicts_as_llama_cpp_did_without(void **
 
 /* ---- what is trained is what was written ---- */
 
-static void the_trainers_forward_equals_a_session_over_the_written_model(void **state)
+enum { BLOCK = 15 };
+
+static void check_forward(const adapted *a)
 {
-    const fixture *fx = *state;
-    enum { ROWS = 90, BLOCK = 15 };
-    adapted a;
+    enum { ROWS = 90 };
     cairn_train_model_f32 *trained;
     cairn_session_options opt;
     cairn_session *session;
     cairn_runtime *rt;
     cairn_token slots[ROWS];
     test_random r = {8};
-    adapt(fx, CAIRN_TEST_DATA "/parity/gqa-f16.gguf", BLOCK, CAIRN_GGUF_F32, &a);
-    const size_t V = a.model->info.vocab;
+    const size_t V = a->model->info.vocab;
     float *logits = calloc(ROWS * V, sizeof *logits);
     assert_non_null(logits);
     for (size_t i = 0; i < ROWS; i++)
-        slots[i] = i % (BLOCK + 1) == BLOCK ? a.model->info.landmark : (cairn_token)test_random_below(&r, 259);
-    cairn_session_options_init(&opt, sizeof opt, cairn_model_shape(a.model));
+        slots[i] = i % (BLOCK + 1) == BLOCK ? a->model->info.landmark : (cairn_token)test_random_below(&r, 259);
+    cairn_session_options_init(&opt, sizeof opt, cairn_model_shape(a->model));
     opt.policy.top_k = CAIRN_TOP_K_ALL;
     opt.dtype = CAIRN_F32;
-    assert_ok(cairn_session_begin(NULL, cairn_model_shape(a.model), NULL, 0, &opt, &session));
-    assert_ok(cairn_runtime_begin(a.model, session, 2, &rt));
+    assert_ok(cairn_session_begin(NULL, cairn_model_shape(a->model), NULL, 0, &opt, &session));
+    assert_ok(cairn_runtime_begin(a->model, session, 2, &rt));
     assert_ok(cairn_runtime_feed_slots(rt, slots, ROWS, logits));
     cairn_runtime_end(rt);
     cairn_session_end(session);
-    assert_ok(cairn_train_model_new_f32(a.layout, ROWS, &trained));
-    const float *forward = cairn_train_forward_f32(trained, a.params, slots, ROWS);
+    assert_ok(cairn_train_model_new_f32(a->layout, ROWS, &trained));
+    const float *forward = cairn_train_forward_f32(trained, a->params, slots, ROWS);
     for (size_t i = 0; i < ROWS * V; i++) assert_true(fabs((double)logits[i] - (double)forward[i]) < 1e-3);
     cairn_train_model_free_f32(trained);
     free(logits);
-    adapted_wipe(&a);
+}
+
+static void the_trainers_forward_equals_a_session_over_the_written_model(void **state)
+{
+    const fixture *fx = *state;
+    char *factors = test_path(fx->dir, "factors.gguf");
+    add_rope_factors(CAIRN_TEST_DATA "/parity/gqa-f16.gguf", factors);
+    const char *const sources[] = {CAIRN_TEST_DATA "/parity/gqa-f16.gguf", factors};
+    for (int s = 0; s < 2; s++) {
+        adapted a;
+        adapt(fx, sources[s], BLOCK, CAIRN_GGUF_F32, &a);
+        assert_int_equal(cairn_model_shape(a.model)->rope_factors != NULL, s);
+        check_forward(&a);
+        adapted_wipe(&a);
+    }
+    free(factors);
 }
 
 /* ---- models with landmarks ---- */

@@ -30,6 +30,7 @@ static double score_at(const cairn_attention_shape *shape, const float *q, const
             bool second = shape->rope_interleaved ? i % 2 == 1 : i >= dims / 2;
             size_t other = shape->rope_interleaved ? i ^ 1U : second ? i - dims / 2 : i + dims / 2;
             double angle = distance * pow((double)shape->rope_theta, -2.0 * (double)pair / (double)dims);
+            if (shape->rope_factors != NULL) angle /= (double)shape->rope_factors[pair];
             x = x * cos(angle) + (second ? 1.0 : -1.0) * (double)q[other] * sin(angle);
         }
         sum += x * (double)k[i];

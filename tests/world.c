@@ -56,6 +56,8 @@ void world_random(world *w, test_random *r, cairn_position_scheme scheme, size_t
     w->shape.clamp_blocks = 1 + test_random_below(r, 4);
     w->shape.window_blocks = test_random_below(r, 4);
     w->shape.rope_dims = test_random_below(r, 3) == 0 ? spec.head_dim / 4 * 2 : 0;
+    for (size_t i = 0; i < WORLD_PAIRS; i++) w->factors[i] = 1 + 7 * (float)test_random_unit(r);
+    if (test_random_below(r, 3) == 0) w->shape.rope_factors = w->factors;
 }
 
 void world_wipe(world *w)
@@ -215,6 +217,7 @@ void world_write_blocks(const world *w, cairn_store *store, const char *context,
         for (size_t i = 0; i < dims; i++) {
             size_t pair = shape->rope_interleaved ? i / 2 : i % (dims / 2);
             double angle = (double)o * pow((double)shape->rope_theta, -2.0 * (double)pair / (double)dims);
+            if (shape->rope_factors != NULL) angle /= (double)shape->rope_factors[pair];
             cosine[o * dims + i] = cos(angle);
             sine[o * dims + i] = sin(angle);
         }

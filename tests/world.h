@@ -16,13 +16,14 @@
             fail_msg("%s is %.9g, expected %.9g within %.3g", #actual, near_a, near_e, (double)(tolerance));           \
     } while (0)
 
-enum { WORLD_LAYERS = 8, WORLD_HEADS = 64 };
+enum { WORLD_LAYERS = 8, WORLD_HEADS = 64, WORLD_PAIRS = 16 };
 
 /* A stream: what a model would hand to a session, row by row (slots; row r is a landmark iff r % (C+1) == C). */
 typedef struct world {
     cairn_attention_shape shape; /* points into this struct: not to be copied */
     uint8_t local[WORLD_LAYERS];
     float bias[WORLD_LAYERS * WORLD_HEADS];
+    float factors[WORLD_PAIRS]; /* of a random world's pairs */
     size_t rows;
     float *q[WORLD_LAYERS]; /* (rows, heads, D) */
     float *k[WORLD_LAYERS]; /* (rows, kv_heads, D), before rotation */

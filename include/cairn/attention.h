@@ -36,6 +36,8 @@ typedef struct cairn_attention_shape { /* a model's attention; borrowed arrays a
     const uint8_t *local_layers;  /* (layers) 1 = never retrieves; NULL = none */
     const float *landmark_bias;   /* (layers, heads) added to landmark scores in the group softmax; NULL = 0 */
     uint32_t top_k;               /* the k it was made for: the default */
+    const float *rope_factors;    /* (rope_dims / 2) above 0: pair i turns by theta^(-2i/dims) / factor (Llama 3.1);
+                                     NULL = 1 */
 } cairn_attention_shape;
 
 CAIRN_API void cairn_attention_shape_init(cairn_attention_shape *shape, size_t struct_size);

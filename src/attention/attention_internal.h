@@ -23,8 +23,9 @@ typedef struct attn_rope {
     uint32_t dims; /* leading dims that rotate */
     bool interleaved;
     double theta;
-    size_t positions; /* in the table */
-    float *cos;       /* (positions, dims / 2) */
+    const float *factors; /* the shape's, or NULL */
+    size_t positions;     /* in the table */
+    float *cos;           /* (positions, dims / 2) */
     float *sin;
 } attn_rope;
 

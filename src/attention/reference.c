@@ -118,6 +118,7 @@ static cairn_status rope_init(rope_table *t, const cairn_attention_shape *shape,
     for (size_t d = 0; d < distances; d++) {
         for (size_t i = 0; i < t->pairs; i++) {
             double angle = (double)d * pow((double)shape->rope_theta, -2.0 * (double)i / (double)dims);
+            if (shape->rope_factors != NULL) angle /= (double)shape->rope_factors[i];
             t->cos[d * t->pairs + i] = cos(angle);
             t->sin[d * t->pairs + i] = sin(angle);
         }

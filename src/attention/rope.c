@@ -1,5 +1,7 @@
 /* rope.c - rotary embedding (Su et al. 2021): pair i of a head turns by position * theta^(-2i/dims).
  *
+ * Where the shape has factors, pair i turns as much slower (Llama 3.1).
+ *
  * Angles are formed in double and rounded once, so that a table entry is the same however long the table is. The table
  * stops at TABLE_MAX positions (4 MiB at head dim 16 pairs); beyond it, which only exact modes reach, angles are
  * computed per call by the same formula. */
@@ -13,6 +15,7 @@ static void angles(const attn_rope *rope, size_t p, float *cos_out, float *sin_o
 {
     for (uint32_t i = 0; i < rope->dims / 2; i++) {
         double a = (double)p * pow(rope->theta, -2.0 * i / rope->dims);
+        if (rope->factors != NULL) a /= (double)rope->factors[i];
         cos_out[i] = (float)cos(a);
         sin_out[i] = (float)sin(a);
     }
@@ -25,6 +28,7 @@ cairn_status attn_rope_init(attn_rope *rope, const cairn_attention_shape *shape)
         .dims = shape->rope_dims != 0 ? shape->rope_dims : shape->head_dim,
         .interleaved = shape->rope_interleaved,
         .theta = (double)shape->rope_theta,
+        .factors = shape->rope_factors,
     };
     return attn_rope_reserve(rope, 4 * (size_t)attn_slots(shape));
 }

@@ -52,6 +52,11 @@ cairn_status cairn_attention_shape_check(const cairn_attention_shape *s)
     if (s->rope_dims > s->head_dim || s->rope_dims % 2 != 0)
         return cairn_fail(CAIRN_INVALID, "attention shape: rope_dims is %u, must be even and at most head_dim %u",
                           (unsigned)s->rope_dims, (unsigned)s->head_dim);
+    const uint32_t pairs = (s->rope_dims != 0 ? s->rope_dims : s->head_dim) / 2;
+    for (uint32_t i = 0; s->rope_factors != NULL && i < pairs; i++)
+        if (!isfinite(s->rope_factors[i]) || s->rope_factors[i] <= 0.0F)
+            return cairn_fail(CAIRN_INVALID, "attention shape: rope_factors[%u] is %g, must be above 0", (unsigned)i,
+                              (double)s->rope_factors[i]);
     if ((unsigned)s->scheme > CAIRN_POSITION_DENSE)
         return cairn_fail(CAIRN_INVALID, "attention shape: position scheme %d is unknown", (int)s->scheme);
     if (s->scheme == CAIRN_POSITION_CLAMPED) {

@@ -20,6 +20,7 @@ static cairn_status copy_shape(cairn_session *s, const cairn_attention_shape *sh
     s->shape = *shape;
     s->shape.local_layers = NULL;
     s->shape.landmark_bias = NULL;
+    s->shape.rope_factors = NULL;
     if (shape->local_layers != NULL) {
         uint8_t *local = cairn_alloc(shape->layers);
         if (local == NULL) return cairn_fail(CAIRN_NO_MEMORY, "local layers of %u", (unsigned)shape->layers);
@@ -32,6 +33,13 @@ static cairn_status copy_shape(cairn_session *s, const cairn_attention_shape *sh
         if (bias == NULL) return cairn_fail(CAIRN_NO_MEMORY, "landmark bias of %zu heads", n);
         memcpy(bias, shape->landmark_bias, n * sizeof *bias);
         s->shape.landmark_bias = bias;
+    }
+    if (shape->rope_factors != NULL) {
+        size_t n = (shape->rope_dims != 0 ? shape->rope_dims : shape->head_dim) / 2;
+        float *factors = cairn_alloc_array(n, sizeof *factors);
+        if (factors == NULL) return cairn_fail(CAIRN_NO_MEMORY, "rope factors of %zu pairs", n);
+        memcpy(factors, shape->rope_factors, n * sizeof *factors);
+        s->shape.rope_factors = factors;
     }
     return CAIRN_OK;
 }
@@ -285,6 +293,7 @@ void cairn_session_end(cairn_session *s)
     cairn_free(s->spill_scratch);
     cairn_free((void *)(uintptr_t)s->shape.local_layers);
     cairn_free((void *)(uintptr_t)s->shape.landmark_bias);
+    cairn_free((void *)(uintptr_t)s->shape.rope_factors);
     cairn_free(s);
 }
 

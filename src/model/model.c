@@ -223,6 +223,18 @@ static cairn_status read_norm(cairn_model *m, const char *name, uint32_t n, floa
     return CAIRN_OK;
 }
 
+/* Llama 3.1's: a factor for each pair that rotates, by which it turns slower. */
+static cairn_status read_rope_factors(cairn_model *m, float **at)
+{
+    const char *name = "rope_freqs.weight";
+    uint32_t dims = m->info.head_dim;
+    cairn_status st;
+    if (gguf_find_tensor(&m->file, name) == NULL) return CAIRN_OK;
+    if ((st = gguf_u32(&m->file, arch_key(m, "rope.dimension_count").text, &dims)) != CAIRN_OK) return st;
+    if (dims > m->info.head_dim) dims = m->info.head_dim; /* refused with its number later */
+    return read_norm(m, name, dims / 2, at, &m->rope_factors);
+}
+
 static cairn_status read_layer(cairn_model *m, uint32_t i, float **norms)
 {
     const cairn_model_info *info = &m->info;
@@ -263,9 +275,6 @@ static cairn_status refuse_unused_tensors(const cairn_model *m)
     for (size_t i = 0; i < m->file.n_tensors; i++) {
         const gguf_tensor *t = &m->file.tensors[i];
         if (t->used) continue;
-        if (gguf_text_is(t->name, "rope_freqs.weight"))
-            return cairn_fail(CAIRN_UNSUPPORTED, "tensor 'rope_freqs.weight': per-frequency rope factors (Llama 3) are "
-                                                 "not supported");
         return cairn_fail(CAIRN_UNSUPPORTED, "tensor '%s' is not part of a %s model of %u layers as known here",
                           gguf_show(t->name).text, m->info.architecture, m->info.layers);
     }
@@ -289,12 +298,14 @@ static cairn_status read_tensors(cairn_model *m)
         if (st != CAIRN_OK) return st;
     }
 
-    /* Per layer two norms of the width and perhaps two of the head; one of the width at the end. The layers have to be
+    /* Per layer two norms of the width and perhaps two of the head; one of the width at the end; rope factors, if there
+     * are. The layers have to be
      * there before their tables are made: a file of a few bytes may claim 4096 of them. */
     tensor_name last = layer_tensor(info->layers - 1, "attn_norm");
     if (gguf_find_tensor(&m->file, last.text) == NULL)
         return cairn_fail(CAIRN_INVALID, "tensor '%s' is missing", last.text);
-    size_t norms = (size_t)info->layers * 2 * (info->width + info->head_dim) + info->width; /* below 2^35 */
+    size_t norms =
+        (size_t)info->layers * 2 * (info->width + info->head_dim) + info->width + info->head_dim; /* < 2^35 */
     m->layers = cairn_calloc(info->layers, sizeof *m->layers);
     m->norms = cairn_alloc_array(norms, sizeof *m->norms);
     if (m->layers == NULL || m->norms == NULL) return cairn_fail(CAIRN_NO_MEMORY, "tables of %u layers", info->layers);
@@ -302,6 +313,7 @@ static cairn_status read_tensors(cairn_model *m)
     if ((st = read_norm(m, "output_norm.weight", info->width, &at, &m->output_norm)) != CAIRN_OK) return st;
     for (uint32_t i = 0; i < info->layers; i++)
         if ((st = read_layer(m, i, &at)) != CAIRN_OK) return st;
+    if ((st = read_rope_factors(m, &at)) != CAIRN_OK) return st;
     for (size_t i = 0; i < m->file.n_tensors; i++) {
         const uint64_t *d = m->file.tensors[i].dims; /* the bytes exist, so the product is sane */
         info->parameters += d[0] * d[1] * d[2] * d[3];
@@ -438,6 +450,7 @@ static cairn_status read_attention(cairn_model *m)
     if ((st = gguf_f32(&m->file, theta.text, &shape->rope_theta)) != CAIRN_OK) return st;
     if (!isfinite(shape->rope_theta) || shape->rope_theta <= 0)
         return cairn_fail(CAIRN_INVALID, "key '%s' is %g", theta.text, (double)shape->rope_theta);
+    shape->rope_factors = m->rope_factors;
     if ((st = read_landmark(m)) != CAIRN_OK) return st;
     return cairn_attention_shape_check(shape);
 }

@@ -80,16 +80,17 @@ typedef struct model_layer {
 struct cairn_model {
     gguf file;
     cairn_model_info info;
-    cairn_attention_shape shape; /* its arrays are the two below */
+    cairn_attention_shape shape; /* its arrays are the three below */
     uint8_t *local_layers;
     float *landmark_bias;
+    const float *rope_factors; /* NULL = none */
     vocab vocab;
     float norm_eps;
     weight embedding; /* (vocab, width) */
     weight output;    /* the embedding, if tied */
     const float *output_norm;
     model_layer *layers;
-    float *norms;    /* all norm weights as f32 */
+    float *norms;    /* all norm weights as f32, and the rope factors */
     uint8_t *masked; /* (vocab) 1 = never sampled */
 };
 

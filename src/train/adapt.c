@@ -142,6 +142,11 @@ static cairn_status check_fit(const cairn_train_layout *layout, const cairn_mode
             "model '%s' and the one to train differ in norms of q and k, in a head of their own or in the "
             "pairs that rotate",
             model->info.name);
+    const size_t factors = (x->rope_factors != NULL ? rope_dims / 2 : 0) * sizeof *x->rope_factors;
+    if ((x->rope_factors != NULL) != (y->rope_factors != NULL) ||
+        (factors != 0 && memcmp(x->rope_factors, y->rope_factors, factors) != 0))
+        return cairn_fail(CAIRN_MISMATCH, "model '%s' and the one to train differ in their rope factors",
+                          model->info.name);
     if (x->rope_theta != y->rope_theta || ours->norm_eps != theirs.norm_eps)
         return cairn_fail(CAIRN_MISMATCH, "model '%s' has theta %g and epsilon %g, the one to train %g and %g",
                           model->info.name, (double)y->rope_theta, (double)theirs.norm_eps, (double)x->rope_theta,

@@ -130,7 +130,8 @@ static real *reals(size_t a, size_t b)
     return cairn_mul_size(a, b, &n) ? cairn_alloc_array(n, sizeof(real)) : NULL;
 }
 
-static bool turns_new(const TRAIN(attention) * att, float theta, size_t positions, double factor, TRAIN(turns) * t)
+static bool turns_new(const TRAIN(attention) * att, const cairn_attention_shape *shape, size_t positions, double factor,
+                      TRAIN(turns) * t)
 {
     const size_t half = att->dims / 2;
     t->factor = (real)factor;
@@ -140,7 +141,8 @@ static bool turns_new(const TRAIN(attention) * att, float theta, size_t position
     if (t->cos == NULL || t->sin == NULL || t->back == NULL) return false;
     for (size_t p = 0; p < positions; p++) {
         for (size_t i = 0; i < half; i++) {
-            double angle = (double)p * pow((double)theta, -2.0 * (double)i / (double)att->dims);
+            double angle = (double)p * pow((double)shape->rope_theta, -2.0 * (double)i / (double)att->dims);
+            if (shape->rope_factors != NULL) angle /= (double)shape->rope_factors[i];
             t->cos[p * half + i] = (real)(factor * cos(angle));
             t->sin[p * half + i] = (real)(factor * sin(angle));
             t->back[p * half + i] = -t->sin[p * half + i];
@@ -177,8 +179,8 @@ cairn_status TRAIN(attention_new)(const cairn_attention_shape *shape, size_t row
     const bool local = shape->local_layers != NULL;
     if (local) att->local_layers = cairn_alloc_array(shape->layers, 1);
     bool all = !local || att->local_layers != NULL;
-    all = all && turns_new(att, shape->rope_theta, B, 1, &att->of_keys);
-    all = all && turns_new(att, shape->rope_theta, ages * B, 1 / sqrt((double)D), &att->of_queries);
+    all = all && turns_new(att, shape, B, 1, &att->of_keys);
+    all = all && turns_new(att, shape, ages * B, 1 / sqrt((double)D), &att->of_queries);
     const struct {
         real **at;
         size_t rows, columns;

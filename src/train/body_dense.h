@@ -60,6 +60,7 @@ cairn_status TRAIN(dense_new)(const cairn_attention_shape *shape, size_t segment
     for (size_t p = 0; p < rows; p++) {
         for (size_t i = 0; i < half; i++) {
             double angle = (double)p * pow((double)shape->rope_theta, -2.0 * (double)i / (double)d->dims);
+            if (shape->rope_factors != NULL) angle /= (double)shape->rope_factors[i];
             d->cos[p * half + i] = (real)cos(angle);
             d->sin[p * half + i] = (real)sin(angle);
         }

@@ -80,12 +80,23 @@ cairn_status cairn_train_layout_new(const cairn_train_shape *shape, cairn_train_
         t->shape = *shape;
         t->shape.attention.local_layers = t->local_layers = cairn_calloc(layers, 1);
         t->shape.attention.landmark_bias = NULL;
+        t->shape.attention.rope_factors = NULL;
         t->layers = cairn_calloc(layers, sizeof *t->layers);
         t->params = cairn_calloc(layers * PARAMS_PER_LAYER + 3, sizeof *t->params);
     }
     if (t == NULL || t->local_layers == NULL || t->layers == NULL || t->params == NULL) {
         cairn_train_layout_free(t);
         return cairn_fail(CAIRN_NO_MEMORY, "layout of a model of %zu layers", layers);
+    }
+    if (shape->attention.rope_factors != NULL) {
+        const size_t pairs =
+            (shape->attention.rope_dims != 0 ? shape->attention.rope_dims : shape->attention.head_dim) / 2;
+        if ((t->rope_factors = cairn_alloc_array(pairs, sizeof *t->rope_factors)) == NULL) {
+            cairn_train_layout_free(t);
+            return cairn_fail(CAIRN_NO_MEMORY, "rope factors of %zu pairs", pairs);
+        }
+        memcpy(t->rope_factors, shape->attention.rope_factors, pairs * sizeof *t->rope_factors);
+        t->shape.attention.rope_factors = t->rope_factors;
     }
     if (shape->mode == CAIRN_TRAIN_LANDMARK && shape->attention.local_layers != NULL)
         memcpy(t->local_layers, shape->attention.local_layers, layers);
@@ -101,6 +112,7 @@ void cairn_train_layout_free(cairn_train_layout *layout)
 {
     if (layout == NULL) return;
     cairn_free(layout->local_layers);
+    cairn_free(layout->rope_factors);
     cairn_free(layout->layers);
     cairn_free(layout->params);
     cairn_free(layout);

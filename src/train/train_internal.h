@@ -52,8 +52,9 @@ typedef struct cairn_train_layer { /* where a layer's parameters begin; q, k, v 
 
 /* All parameters lie in one array of `total` numbers: gradients, moments and checkpoints are arrays like it. */
 typedef struct cairn_train_layout {
-    cairn_train_shape shape; /* its local_layers are the ones below */
+    cairn_train_shape shape; /* its arrays are the two below */
     uint8_t *local_layers;
+    float *rope_factors; /* or NULL */
     cairn_train_layer *layers;
     cairn_train_param *params;
     size_t n_params;

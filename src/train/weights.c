@@ -164,7 +164,10 @@ cairn_status cairn_train_put_tensors(cairn_gguf_writer *w, const cairn_train_lay
         bool vector = p->kind == CAIRN_TRAIN_NORM;
         st = cairn_gguf_put_tensor(w, p->name, vector ? CAIRN_GGUF_F32 : type, dims, vector ? 1 : 2, params + p->at);
     }
-    return st;
+    const cairn_attention_shape *s = &layout->shape.attention;
+    if (st != CAIRN_OK || s->rope_factors == NULL) return st;
+    const uint64_t pairs = (s->rope_dims != 0 ? s->rope_dims : s->head_dim) / 2;
+    return cairn_gguf_put_tensor(w, "rope_freqs.weight", CAIRN_GGUF_F32, &pairs, 1, s->rope_factors);
 }
 
 cairn_status cairn_train_export(const cairn_train_layout *layout, const float *params, const char *name,

@@ -91,8 +91,10 @@ print(f"shape: width {opt.width}, {opt.layers} layers, window {W}; {opt.tokens:,
       f"{opt.bytes:,} bytes of held-out text a figure\n")
 table = [(f"dense, window {length} | {length}", length, dense, {}) for length in (W * 11 // 16, W)]
 table += [(f"Transformer-XL, {W // 2} + {W // 2} | {length}", length, xl, {}) for length in (W, 4 * W, 8 * W)]
-table += [(f"landmark, own and {window} blocks, k = {k} | {length}", length, landmark, {"k": k, "window": window})
-          for length in (W, 4 * W, 8 * W) for window, k in ((3, 2), (3, 4), (1, 4), (5, 2), (3, 0))]
+table += [(f"landmark, own and {window} blocks, k = {k}{', by head' if scope else ''} | {length}", length, landmark,
+           {"k": k, "window": window, "scope": scope})
+          for length in (W, 4 * W, 8 * W)
+          for window, k, scope in ((3, 2, None), (3, 4, None), (1, 4, None), (5, 2, None), (4, 1, "head"), (3, 0, None))]
 rows("| model | length | attended | bits/byte | +- |\n|---|---|---|---|---|", table)
 rows("\n| scope | length | local blocks, k | attended | bits/byte | +- |\n|---|---|---|---|---|---|",
      [(f"{scope} | {length} | own and {window}, {k}", length, landmark, {"k": k, "window": window, "scope": scope})

@@ -110,6 +110,10 @@ for i, cold, a in asks:
 if opt.json:
     json.dump({"runs": runs, "keys": list(zip(names, keys)), "asks": [{"key": i, "cold": c, "said": a} for i, c, a in asks],
                "step_seconds": step, "answers": walls, "store_bytes": size}, open(opt.json, "w"), indent=1)
-if not opt.keep:
-    shutil.rmtree(opt.dir)
+if not opt.keep: # what we made, not what else may lie there
+    shutil.rmtree(store)
+    os.remove(source)
+    os.remove(journal)
+    if not os.listdir(opt.dir):
+        os.rmdir(opt.dir)
 sys.exit(0 if peak <= 1 << 30 else 1)

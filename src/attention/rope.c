@@ -11,10 +11,16 @@
 
 enum { TABLE_MAX = 1 << 15, DIMS_MAX = 1024 };
 
-static void angles(const attn_rope *rope, size_t p, float *cos_out, float *sin_out)
+/* speeds (dims / 2): what each pair turns by in a slot. */
+static void speeds_of(const attn_rope *rope, double *speeds)
+{
+    for (uint32_t i = 0; i < rope->dims / 2; i++) speeds[i] = pow(rope->theta, -2.0 * i / rope->dims);
+}
+
+static void angles(const attn_rope *rope, const double *speeds, size_t p, float *cos_out, float *sin_out)
 {
     for (uint32_t i = 0; i < rope->dims / 2; i++) {
-        double a = (double)p * pow(rope->theta, -2.0 * i / rope->dims);
+        double a = (double)p * speeds[i];
         if (rope->factors != NULL) a /= (double)rope->factors[i];
         cos_out[i] = (float)cos(a);
         sin_out[i] = (float)sin(a);
@@ -53,7 +59,9 @@ cairn_status attn_rope_reserve(attn_rope *rope, size_t positions)
         cairn_free(s);
         return cairn_fail(CAIRN_NO_MEMORY, "rotary table of %zu positions", positions);
     }
-    for (size_t p = 0; p < positions; p++) angles(rope, p, c + p * pairs, s + p * pairs);
+    double speeds[DIMS_MAX / 2];
+    speeds_of(rope, speeds);
+    for (size_t p = 0; p < positions; p++) angles(rope, speeds, p, c + p * pairs, s + p * pairs);
     cairn_free(rope->cos);
     cairn_free(rope->sin);
     rope->cos = c;
@@ -70,7 +78,9 @@ void attn_rotate(const attn_rope *rope, const cairn_kernels *kernels, float *out
     } else {
         float c[DIMS_MAX / 2];
         float s[DIMS_MAX / 2];
-        angles(rope, p, c, s);
+        double speeds[DIMS_MAX / 2];
+        speeds_of(rope, speeds);
+        angles(rope, speeds, p, c, s);
         kernels->rotate(out, x, c, s, rope->dims, rope->interleaved);
     }
     if (out != x && rope->dims < rope->head_dim)

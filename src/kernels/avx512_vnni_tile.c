@@ -52,8 +52,7 @@ INLINE __m512i two_rows(const bool full, const int8_t *rows, size_t dim, size_t 
     return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
 }
 
-/* Lanes of four bytes of eight rows, four in x and four in y, by fours: out[j] has column j of all that lane 0 of a row
- * holds, and then of what lane 1 does. */
+/* In each 128 bits: out[j] has the j-th four bytes of all of x. */
 INLINE void turn_four(const __m512i x[4], __m512i out[4])
 {
     __m512i a = _mm512_unpacklo_epi32(x[0], x[1]), b = _mm512_unpackhi_epi32(x[0], x[1]);

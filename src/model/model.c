@@ -298,8 +298,9 @@ static cairn_status read_tensors(cairn_model *m)
         if (st != CAIRN_OK) return st;
     }
 
-    /* Per layer two norms of the width and perhaps two of the head; one of the width and perhaps the rope factors at the
-     * end. The layers have to be there before their tables are made: a file of a few bytes may claim 4096 of them. */
+    /* Per layer two norms of the width and perhaps two of the head; one of the width and perhaps the rope factors at
+     * the end. The layers have to be there before their tables are made: a file of a few bytes may claim 4096 of them.
+     */
     tensor_name last = layer_tensor(info->layers - 1, "attn_norm");
     if (gguf_find_tensor(&m->file, last.text) == NULL)
         return cairn_fail(CAIRN_INVALID, "tensor '%s' is missing", last.text);

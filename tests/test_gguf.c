@@ -1,33 +1,11 @@
 /* test_gguf.c - GGUF files: ours, other programs', broken and hostile ones. */
+#include "model_fixture.h"
 #include "tiny_model.h"
 
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "fuzz/gguf.c" /* the entry itself: what fuzzers found is replayed here */
-
-typedef struct fixture {
-    char *dir;
-    char *path; /* of a file in it */
-} fixture;
-
-static int setup(void **state)
-{
-    fixture *fx = calloc(1, sizeof *fx);
-    assert_non_null(fx);
-    fx->dir = test_make_dir();
-    fx->path = test_path(fx->dir, "model.gguf");
-    *state = fx;
-    return 0;
-}
-static int teardown(void **state)
-{
-    fixture *fx = *state;
-    free(fx->path);
-    test_remove_dir(fx->dir);
-    free(fx);
-    return 0;
-}
 
 /* ---- a file byte by byte, as the format describes it and without the library's writer ---- */
 

@@ -1,4 +1,5 @@
 /* test_gguf_write.c - GGUF files we write: read back, compared with other programs' bytes, and put in place whole. */
+#include "model_fixture.h"
 #include "tiny_model.h"
 
 #include "gguf_internal.h"
@@ -6,29 +7,6 @@
 
 #include <dirent.h>
 #include <sys/stat.h>
-
-typedef struct fixture {
-    char *dir;
-    char *path; /* of a file in it */
-} fixture;
-
-static int setup(void **state)
-{
-    fixture *fx = calloc(1, sizeof *fx);
-    assert_non_null(fx);
-    fx->dir = test_make_dir();
-    fx->path = test_path(fx->dir, "model.gguf");
-    *state = fx;
-    return 0;
-}
-static int teardown(void **state)
-{
-    fixture *fx = *state;
-    free(fx->path);
-    test_remove_dir(fx->dir);
-    free(fx);
-    return 0;
-}
 
 static void what_the_writer_wrote_is_read_back(void **state)
 {

@@ -1,33 +1,11 @@
 /* test_model.c - what a model file means: geometry, attention, identity, and which files are refused and why. */
+#include "model_fixture.h"
 #include "tiny_model.h"
 
 #include "gguf_internal.h"
 
 #include <fcntl.h>
 #include <unistd.h>
-
-typedef struct fixture {
-    char *dir;
-    char *path; /* of a file in it */
-} fixture;
-
-static int setup(void **state)
-{
-    fixture *fx = calloc(1, sizeof *fx);
-    assert_non_null(fx);
-    fx->dir = test_make_dir();
-    fx->path = test_path(fx->dir, "model.gguf");
-    *state = fx;
-    return 0;
-}
-static int teardown(void **state)
-{
-    fixture *fx = *state;
-    free(fx->path);
-    test_remove_dir(fx->dir);
-    free(fx);
-    return 0;
-}
 
 static cairn_model *written(const fixture *fx, const tiny_model *m)
 {

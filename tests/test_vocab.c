@@ -1,30 +1,8 @@
 /* test_vocab.c - text to tokens, tokens to text, and the choice of the next token. */
+#include "model_fixture.h"
 #include "tiny_model.h"
 
 #include "model_internal.h"
-
-typedef struct fixture {
-    char *dir;
-    char *path; /* of a file in it */
-} fixture;
-
-static int setup(void **state)
-{
-    fixture *fx = calloc(1, sizeof *fx);
-    assert_non_null(fx);
-    fx->dir = test_make_dir();
-    fx->path = test_path(fx->dir, "model.gguf");
-    *state = fx;
-    return 0;
-}
-static int teardown(void **state)
-{
-    fixture *fx = *state;
-    free(fx->path);
-    test_remove_dir(fx->dir);
-    free(fx);
-    return 0;
-}
 
 /* ---- bytes ---- */
 

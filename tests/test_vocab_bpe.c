@@ -3,34 +3,12 @@
  * Witness: llama.cpp's own tokens for a vocabulary whose merges know no borders of words, so that they hang on where
  * the words are cut (data/bpe/README.md); besides, joining by plain loops.
  */
+#include "model_fixture.h"
 #include "tiny_vocab.h"
 
 #include "vocab_internal.h"
 
 #include <stdio.h>
-
-typedef struct fixture {
-    char *dir;
-    char *path; /* of a file in it */
-} fixture;
-
-static int setup(void **state)
-{
-    fixture *fx = calloc(1, sizeof *fx);
-    assert_non_null(fx);
-    fx->dir = test_make_dir();
-    fx->path = test_path(fx->dir, "vocab.gguf");
-    *state = fx;
-    return 0;
-}
-static int teardown(void **state)
-{
-    fixture *fx = *state;
-    free(fx->path);
-    test_remove_dir(fx->dir);
-    free(fx);
-    return 0;
-}
 
 typedef struct pairs {
     gguf file;

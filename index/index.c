@@ -94,7 +94,15 @@ cairn_status cairn_index_learn(cairn_index *index, const float *queries, size_t 
     cairn_status st = cairn_sketch_plan(&index->sketch, index, queries, n, k, together != 0 ? together : 1);
     if (st == CAIRN_OK && index->sketch.width != 0) st = cairn_sketch_extend(&index->sketch, &index->rows);
     if (st != CAIRN_OK) cairn_index_unlearn(index);
+    if (index->sketch.width == 0 && index->rows.lean && cairn_index_images(index, true) != CAIRN_OK)
+        return CAIRN_NO_MEMORY;
     return st;
+}
+
+cairn_status cairn_index_images(cairn_index *index, bool on)
+{
+    index->rows.lean = !on;
+    return on && !is_faiss(index) ? cairn_rows_add_images(&index->rows) : CAIRN_OK;
 }
 
 size_t cairn_index_count(const cairn_index *index)

@@ -5,6 +5,7 @@
  *   scan.c        spans of rows past a batch of queries: int8 with a proven bound, or full precision
  *   sketch.c      the same with a few bytes a row, for queries like those it was planned for
  *   sketch_plan.c which dims those bytes hold, and whether they pay
+ *   packed.c      all of a scan as bytes, for another process
  *   kind.c        what a kind's name means
  *   sealed.c      the part FAISS holds: built, searched, extended
  *   file.c        the same part as a file
@@ -48,7 +49,8 @@ typedef struct cairn_rows {
     uint32_t dim;
     uint32_t image_dim; /* dim rounded up to 4, and 4 more: see rows.c */
     cairn_dtype dtype;
-    bool imaged; /* new rows get an int8 image */
+    bool imaged; /* rows have an int8 image, */
+    bool lean;   /* but those of chunks to come: sketches will do (cairn_index_images) */
     size_t count;
     cairn_row_chunk *chunks; /* grows by doubling */
     size_t chunk_count, chunk_room;
@@ -67,6 +69,11 @@ cairn_status cairn_rows_init(cairn_rows *rows, uint32_t dim, cairn_dtype dtype, 
 void cairn_rows_wipe(cairn_rows *rows);
 /* All or nothing: on failure the count is as before. */
 cairn_status cairn_rows_add(cairn_rows *rows, size_t n, const void *data);
+/* Room for so many rows: their chunks, with images unless lean, and a flag for each span. */
+cairn_status cairn_rows_reserve(cairn_rows *rows, size_t count);
+void cairn_rows_clear(cairn_rows *rows); /* as if none had been added */
+/* Makes the images that chunks lack. On failure some lack it still; they are scanned in full precision. */
+cairn_status cairn_rows_add_images(cairn_rows *rows);
 /* Frees the int8 image of the chunks that lie wholly below `upto`. */
 void cairn_rows_drop_image(cairn_rows *rows, size_t upto);
 /* n rows from `first` as f32 (n, dim). */
@@ -295,6 +302,13 @@ double cairn_sketch_open(const cairn_sketch *sketch, uint32_t dim, const float *
 /* What a plan decides: all of the sketch but its rows. width 0: no sketch would pay. queries (n, dim). */
 cairn_status cairn_sketch_plan(cairn_sketch *sketch, const cairn_index *index, const float *queries, size_t n,
                                uint32_t k, size_t together);
+/* Its pieces, for who has a plan already: room for the numbers of one, what follows from them (false if they cannot be
+ * a plan's), room for so many rows, and one row without a bound. */
+cairn_status cairn_sketch_make(cairn_sketch *sketch, uint32_t dim);
+bool cairn_sketch_width_fits(uint32_t width, uint32_t dim);
+bool cairn_sketch_follow(cairn_sketch *sketch, uint32_t dim);
+cairn_status cairn_sketch_reserve(cairn_sketch *sketch, size_t count);
+cairn_status cairn_sketch_put_loose(cairn_sketch *sketch, const cairn_rows *rows, size_t id);
 /* Sketches the rows that have none yet. On failure the count is what was done. */
 cairn_status cairn_sketch_extend(cairn_sketch *sketch, const cairn_rows *rows);
 /* The images of n prepared queries. */

@@ -72,19 +72,22 @@ static size_t image_bytes(const cairn_rows *rows) /* of a row */
     return rows->image_dim + sizeof(float) + sizeof(int32_t);
 }
 
+static bool image_new(const cairn_rows *rows, cairn_row_chunk *chunk)
+{
+    chunk->image = cairn_calloc(chunk->capacity, rows->image_dim);
+    chunk->scale = cairn_calloc(chunk->capacity, sizeof *chunk->scale);
+    chunk->sum = cairn_calloc(chunk->capacity, sizeof *chunk->sum);
+    return chunk->image != NULL && chunk->scale != NULL && chunk->sum != NULL;
+}
+
 /* A larger copy of a chunk. The rest of the image is zero, so a group of 16 that is not full yet is defined. */
 static cairn_status chunk_grow(cairn_rows *rows, cairn_row_chunk *chunk, size_t capacity)
 {
     size_t old = chunk->capacity;
     cairn_row_chunk bigger = {.capacity = capacity};
-    bool imaged = rows->imaged && (old == 0 || chunk->image != NULL);
+    bool imaged = rows->imaged && (old == 0 ? !rows->lean : chunk->image != NULL);
     bool complete = (bigger.rows = cairn_alloc(capacity * row_bytes(rows))) != NULL;
-    if (imaged) {
-        bigger.image = cairn_calloc(capacity, rows->image_dim);
-        bigger.scale = cairn_calloc(capacity, sizeof *bigger.scale);
-        bigger.sum = cairn_calloc(capacity, sizeof *bigger.sum);
-        complete = complete && bigger.image != NULL && bigger.scale != NULL && bigger.sum != NULL;
-    }
+    if (imaged) complete = image_new(rows, &bigger) && complete;
     if (!complete) {
         cairn_free(bigger.rows);
         image_free(&bigger);
@@ -117,7 +120,7 @@ static cairn_status array_reserve(cairn_rows *rows, void **array, size_t *room, 
     return CAIRN_OK;
 }
 
-static cairn_status reserve(cairn_rows *rows, size_t count)
+cairn_status cairn_rows_reserve(cairn_rows *rows, size_t count)
 {
     cairn_status st;
     size_t chunks = (count + CAIRN_CHUNK_ROWS - 1) / CAIRN_CHUNK_ROWS;
@@ -152,21 +155,12 @@ static void frame_begin(cairn_rows *rows, size_t frame)
     rows->center_norm[frame] = sqrt(squares);
 }
 
-/* Row `id` is in place: its image. */
-static void row_image(cairn_rows *rows, size_t id, const float *row, bool finite)
+/* Row `id` is in place: its image, if its chunk has room for it. */
+static void row_image(cairn_rows *rows, size_t id, const float *row)
 {
-    size_t span = cairn_span_of(id);
     size_t frame = cairn_frame_of(id);
-    if (id == cairn_span_begin(span)) {
-        rows->broken[span] = false;
-        if (id == 0 || frame != cairn_frame_of(id - 1)) frame_begin(rows, frame);
-    }
     cairn_row_chunk *chunk = &rows->chunks[id / CAIRN_CHUNK_ROWS];
     if (chunk->image == NULL) return;
-    if (!finite) {
-        rows->broken[span] = true;
-        return;
-    }
     const float *center = rows->centers + frame * rows->dim;
     const cairn_kernels *kernels = rows->kernels;
     const size_t dim = rows->dim;
@@ -210,7 +204,15 @@ static void row_added(cairn_rows *rows, size_t id)
     bool finite = squares < 1e36; /* a norm of 1e18 or more is as good as infinite: sums and bounds would overflow */
     float norm = finite ? (float)(sqrt(squares) * 1.000001) : INFINITY;
     if (norm > rows->norm_max) rows->norm_max = norm;
-    if (rows->imaged) row_image(rows, id, rows->wide, finite);
+    if (rows->imaged) {
+        size_t span = cairn_span_of(id);
+        if (id == cairn_span_begin(span)) {
+            rows->broken[span] = false;
+            if (id == 0 || cairn_frame_of(id) != cairn_frame_of(id - 1)) frame_begin(rows, cairn_frame_of(id));
+        }
+        rows->broken[span] |= !finite;
+        if (finite) row_image(rows, id, rows->wide);
+    }
     if (!finite) return;
     for (size_t i = 0; i < rows->dim; i++) rows->total[i] += (double)rows->wide[i];
     rows->finite++;
@@ -222,7 +224,7 @@ cairn_status cairn_rows_add(cairn_rows *rows, size_t n, const void *data)
     if (!cairn_add_size(rows->count, n, &count) || count >= UINT32_MAX)
         return cairn_fail(CAIRN_INVALID, "%zu rows more than %zu: an index numbers them in 32 bits", n, rows->count);
     if (n == 0) return CAIRN_OK;
-    cairn_status st = reserve(rows, count);
+    cairn_status st = cairn_rows_reserve(rows, count);
     if (st != CAIRN_OK) return st;
     size_t bytes = row_bytes(rows);
     for (size_t i = 0; i < n; i++, rows->count++) {
@@ -231,6 +233,41 @@ cairn_status cairn_rows_add(cairn_rows *rows, size_t n, const void *data)
         row_added(rows, rows->count);
     }
     return CAIRN_OK;
+}
+
+cairn_status cairn_rows_add_images(cairn_rows *rows)
+{
+    for (size_t i = 0; rows->imaged && i < rows->chunk_count; i++) {
+        cairn_row_chunk *chunk = &rows->chunks[i];
+        const size_t begin = i * CAIRN_CHUNK_ROWS;
+        if (chunk->image != NULL || begin >= rows->count) continue;
+        if (!image_new(rows, chunk)) {
+            image_free(chunk);
+            return cairn_fail(CAIRN_NO_MEMORY, "images of %zu rows of %u dimensions", chunk->capacity, rows->dim);
+        }
+        rows->bytes += chunk->capacity * image_bytes(rows);
+        for (size_t id = begin; id < rows->count && id < begin + CAIRN_CHUNK_ROWS; id++) {
+            if (rows->broken[cairn_span_of(id)]) continue;
+            cairn_rows_widen(rows, id, 1, rows->wide);
+            row_image(rows, id, rows->wide);
+        }
+    }
+    return CAIRN_OK;
+}
+
+void cairn_rows_clear(cairn_rows *rows)
+{
+    for (size_t i = 0; i < rows->chunk_count; i++) {
+        cairn_row_chunk *chunk = &rows->chunks[i];
+        rows->bytes -= chunk->capacity * (row_bytes(rows) + (chunk->image != NULL ? image_bytes(rows) : 0));
+        cairn_free(chunk->rows);
+        image_free(chunk);
+    }
+    rows->chunk_count = 0;
+    rows->count = 0;
+    rows->finite = 0;
+    rows->norm_max = 0;
+    memset(rows->total, 0, rows->dim * sizeof *rows->total);
 }
 
 void cairn_rows_drop_image(cairn_rows *rows, size_t upto)

@@ -148,25 +148,33 @@ static void scan_image(const cairn_rows *rows, cairn_index_scratch *scratch, siz
     }
 }
 
-/* Rows [begin, end) of one span, for which there is an image, by what is best: the sketch wherever all of a few queries
- * have a bar. */
-static void scan_span(const cairn_rows *rows, const cairn_sketch *sketch, cairn_index_scratch *scratch, size_t i0,
-                      size_t n, size_t begin, size_t end)
+/* The image, if there is one, and what has to be in full precision. */
+static void scan_plain(const cairn_rows *rows, bool image, cairn_index_scratch *scratch, size_t i0, size_t n,
+                       size_t begin, size_t end)
 {
-    size_t image = i0; /* queries [image, i) wait for the image */
-    for (size_t i = i0; i < n; i += CAIRN_SCAN_TOGETHER) {
-        size_t upto = n - i < CAIRN_SCAN_TOGETHER ? n : i + CAIRN_SCAN_TOGETHER;
+    if (i0 == n) return;
+    if (image) scan_image(rows, scratch, i0, n, begin, end);
+    scan_exact(rows, scratch, i0, n, begin, end, !image);
+}
+
+/* Rows [begin, end) of one span: by the sketch wherever all of a few queries have a bar. */
+static void scan_span(const cairn_rows *rows, const cairn_sketch *sketch, bool image, cairn_index_scratch *scratch,
+                      size_t i0, size_t n, size_t begin, size_t end)
+{
+    size_t plain = i0; /* queries [plain, i) wait */
+    for (size_t i = i0, upto; i < n; i = upto) {
+        upto = n - i < CAIRN_SCAN_TOGETHER ? n : i + CAIRN_SCAN_TOGETHER;
         bool ready = sketch != NULL && end <= sketch->count;
         for (size_t j = i; ready && j < upto; j++) {
             const cairn_scan_query *query = &scratch->query[j];
             ready = query->sketched && query->choice.least != -INFINITY;
         }
         if (!ready) continue;
-        if (image < i) scan_image(rows, scratch, image, i, begin, end);
+        scan_plain(rows, image, scratch, plain, i, begin, end);
         cairn_sketch_scan(sketch, rows, scratch, i, upto, begin, end);
-        image = upto;
+        plain = upto;
     }
-    if (image < n) scan_image(rows, scratch, image, n, begin, end);
+    scan_plain(rows, image, scratch, plain, n, begin, end);
 }
 
 void cairn_scan(const cairn_rows *rows, const cairn_sketch *sketch, cairn_index_scratch *scratch, size_t i0, size_t n)
@@ -192,8 +200,7 @@ void cairn_scan(const cairn_rows *rows, const cairn_sketch *sketch, cairn_index_
             for (size_t i = i0; i < n; i++)
                 scratch->query[i].bias = rows->kernels->dot(scratch->query[i].q, center, rows->dim);
         }
-        if (image) scan_span(rows, sketch, scratch, i0, n, begin, end);
-        scan_exact(rows, scratch, i0, n, begin, end, !image);
+        scan_span(rows, sketch, image, scratch, i0, n, begin, end);
     }
 }
 

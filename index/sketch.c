@@ -38,7 +38,7 @@ void cairn_sketch_wipe(cairn_sketch *sketch)
     *sketch = (cairn_sketch){0};
 }
 
-static cairn_status reserve(cairn_sketch *sketch, size_t count)
+cairn_status cairn_sketch_reserve(cairn_sketch *sketch, size_t count)
 {
     size_t chunks = (count + CAIRN_CHUNK_ROWS - 1) / CAIRN_CHUNK_ROWS;
     if (chunks <= sketch->chunk_count) return CAIRN_OK;
@@ -57,7 +57,7 @@ static cairn_status reserve(cairn_sketch *sketch, size_t count)
     return CAIRN_OK;
 }
 
-static cairn_status put_loose(cairn_sketch *sketch, const cairn_rows *rows, size_t id)
+cairn_status cairn_sketch_put_loose(cairn_sketch *sketch, const cairn_rows *rows, size_t id)
 {
     cairn_sketch_chunk *chunk = &sketch->chunks[id / CAIRN_CHUNK_ROWS];
     const size_t row_bytes = rows->dim * sizeof(float);
@@ -103,7 +103,7 @@ static cairn_status put_row(cairn_sketch *sketch, const cairn_rows *rows, size_t
     double steps = error / sketch->slack_step;
     cairn_sketch_chunk *chunk = &sketch->chunks[id / CAIRN_CHUNK_ROWS];
     size_t at = id % CAIRN_CHUNK_ROWS;
-    if (!(steps <= 254.9)) return put_loose(sketch, rows, id); /* or not a number */
+    if (!(steps <= 254.9)) return cairn_sketch_put_loose(sketch, rows, id); /* or not a number */
     chunk->bound[at / CAIRN_SKETCH_BLOCK] |= UINT64_C(1) << at % CAIRN_SKETCH_BLOCK;
     values[kept] = (int8_t)((int)steps + 1 - 128);
     int8_t *to = chunk->rows + cairn_sketch_at(at, sketch->width);
@@ -114,7 +114,7 @@ static cairn_status put_row(cairn_sketch *sketch, const cairn_rows *rows, size_t
 cairn_status cairn_sketch_extend(cairn_sketch *sketch, const cairn_rows *rows)
 {
     const uint32_t dim = rows->dim;
-    cairn_status st = reserve(sketch, rows->count);
+    cairn_status st = cairn_sketch_reserve(sketch, rows->count);
     if (st != CAIRN_OK) return st;
     float *wide = sketch->wide;
     float *turned = wide + (size_t)CAIRN_SKETCH_PIECE * dim;

@@ -14,8 +14,9 @@
 
 enum { FIT_ROWS = 2048, TRIAL_ROWS = 512, TRIAL_QUERIES = 8, DIM_MIN = 16 };
 static const double SMOOTH = 0.1;
-static const double LEVELS = 10;  /* standard deviations in 127 levels: the tails are heavy */
-static const double FARTHEST = 8; /* standard deviations above the mean, beyond which a row is loose */
+static const double LEVELS = 10;        /* standard deviations in 127 levels: the tails are heavy */
+static const double LEAST_STEP = 1e-20; /* of the last byte */
+static const double FARTHEST = 8;       /* standard deviations above the mean, beyond which a row is loose */
 static const uint32_t WIDTHS[] = {8, 12, 16, 24, 32, 48, 64};
 enum { N_WIDTHS = sizeof WIDTHS / sizeof *WIDTHS };
 
@@ -328,23 +329,63 @@ static bool is_weight(double w)
     return w > 1e-12 && w < 1e12;
 }
 
+static bool weights_fit(const cairn_sketch *s)
+{
+    return is_weight(s->head_weight) && is_weight(s->level_weight) && is_weight(s->length_weight);
+}
+
+static bool set_levels(cairn_sketch *s, size_t kept)
+{
+    for (size_t j = 0; j < kept; j++) {
+        if (!(s->step[j] > 1e-20f && s->step[j] < 1e20f)) return false;
+        s->per_step[j] = 1 / s->step[j];
+    }
+    return true;
+}
+
+bool cairn_sketch_follow(cairn_sketch *sketch, uint32_t dim)
+{
+    return set_levels(sketch, sketch->width - 1) && set_rounding(sketch, dim) && weights_fit(sketch) &&
+           sketch->slack_step > LEAST_STEP && isfinite(sketch->slack_step);
+}
+
+bool cairn_sketch_width_fits(uint32_t width, uint32_t dim)
+{
+    for (size_t i = 0; i < N_WIDTHS; i++)
+        if (WIDTHS[i] == width) return width < dim && dim >= DIM_MIN;
+    return false;
+}
+
+cairn_status cairn_sketch_make(cairn_sketch *sketch, uint32_t dim)
+{
+    const size_t all = (size_t)dim * dim;
+    const size_t numbers =
+        2 * (size_t)dim + 2 * all + 2 * CAIRN_SKETCH_WIDTH_MAX + 2 * (size_t)CAIRN_SKETCH_PIECE * dim;
+    sketch->center = cairn_calloc(numbers, sizeof *sketch->center);
+    if (sketch->center == NULL) return cairn_fail(CAIRN_NO_MEMORY, "sketch of %u dimensions", (unsigned)dim);
+    sketch->norms = sketch->center + dim;
+    sketch->to_row = sketch->norms + dim;
+    sketch->to_query = sketch->to_row + all;
+    sketch->step = sketch->to_query + all;
+    sketch->per_step = sketch->step + CAIRN_SKETCH_WIDTH_MAX;
+    sketch->wide = sketch->per_step + CAIRN_SKETCH_WIDTH_MAX;
+    sketch->bytes = numbers * sizeof *sketch->center;
+    return CAIRN_OK;
+}
+
 /* Steps and weights for `width`, from the sample: each part of A beside the tail is to E's as the tail is to it. */
 static bool set_steps(plan *p, uint32_t width)
 {
     cairn_sketch *s = p->sketch;
     const uint32_t dim = p->dim;
     const size_t kept = width - 1;
-    for (size_t j = 0; j < kept; j++) {
-        s->step[j] = (float)step_of(p, j);
-        if (!(s->step[j] > 1e-20f && s->step[j] < 1e20f)) return false;
-        s->per_step[j] = 1 / s->step[j];
-    }
-    if (!set_rounding(s, dim)) return false;
+    for (size_t j = 0; j < kept; j++) s->step[j] = (float)step_of(p, j);
+    if (!set_levels(s, kept) || !set_rounding(s, dim)) return false;
     const sizes z = sizes_of(p, kept);
     s->head_weight = sqrt(z.error * z.tail / (z.others * z.head));
     s->level_weight = sqrt(z.miss * z.others / (z.level * z.tail));
     s->length_weight = sqrt(z.open * z.others / (z.length * z.tail));
-    if (!is_weight(s->head_weight) || !is_weight(s->level_weight) || !is_weight(s->length_weight)) return false;
+    if (!weights_fit(s)) return false;
     tally errors = {0};
     for (size_t r = 0; r < p->n_rows; r++) {
         const float *y = p->turned + r * dim;
@@ -353,7 +394,7 @@ static bool set_steps(plan *p, uint32_t width)
         count(&errors, hypot(kept_part, rest));
     }
     s->slack_step = farthest(&errors, p->n_rows) / 255;
-    if (!(s->slack_step > 1e-20)) return false;
+    if (!(s->slack_step > LEAST_STEP)) return false;
     s->slack_step *= coarser(p, kept, &z, errors.sum / (double)p->n_rows / s->slack_step);
     return true;
 }
@@ -389,23 +430,15 @@ cairn_status cairn_sketch_plan(cairn_sketch *sketch, const cairn_index *index, c
     cairn_sketch_wipe(sketch);
     sketch->planned = index->rows.count;
     if (dim < DIM_MIN || n < 2 || k == 0) return CAIRN_OK;
-    size_t numbers = 2 * (size_t)dim + 2 * all + 2 * CAIRN_SKETCH_WIDTH_MAX + 2 * (size_t)CAIRN_SKETCH_PIECE * dim;
-    cairn_status st = CAIRN_OK;
+    cairn_status st = cairn_sketch_make(sketch, dim);
     uint32_t width = 0;
-    sketch->center = cairn_calloc(numbers, sizeof *sketch->center);
+    if (st != CAIRN_OK) goto out;
     p.rows = cairn_alloc_array((2 * (size_t)FIT_ROWS + n) * dim + all, sizeof *p.rows);
     p.spread = cairn_alloc_array(all + works + dim, sizeof *p.spread);
-    if (sketch->center == NULL || p.rows == NULL || p.spread == NULL) {
+    if (p.rows == NULL || p.spread == NULL) {
         st = cairn_fail(CAIRN_NO_MEMORY, "sketch of %zu rows", index->rows.count);
         goto out;
     }
-    sketch->norms = sketch->center + dim;
-    sketch->to_row = sketch->norms + dim;
-    sketch->to_query = sketch->to_row + all;
-    sketch->step = sketch->to_query + all;
-    sketch->per_step = sketch->step + CAIRN_SKETCH_WIDTH_MAX;
-    sketch->wide = sketch->per_step + CAIRN_SKETCH_WIDTH_MAX;
-    sketch->bytes = numbers * sizeof *sketch->center;
     p.turned = p.rows + (size_t)FIT_ROWS * dim;
     p.products = p.turned + (size_t)FIT_ROWS * dim;
     p.asked = p.products + all;

@@ -54,6 +54,21 @@ CAIRN_API cairn_status cairn_index_learn(cairn_index *index, const float *querie
 CAIRN_API bool cairn_index_will_learn(const cairn_index *index);
 CAIRN_API void cairn_index_unlearn(cairn_index *index);       /* gives its memory back; not to be learnt soon again */
 CAIRN_API size_t cairn_index_bytes(const cairn_index *index); /* heap it holds, rows included */
+CAIRN_API bool cairn_index_learnt(const cairn_index *index);  /* there is a sketch */
+/* A scan that has learnt and is asked for no mass can do without int8 images, a third of its memory. Off: rows to come
+ * get none. On (the default): those that lack are made; NO_MEMORY: some lack still. Where one lacks and the sketch does
+ * not do, rows are scored in full precision. No hit depends on it. */
+CAIRN_API cairn_status cairn_index_images(cairn_index *index, bool on);
+
+/* A scan as bytes (index/packed.c): rows, what is known of them, what was learnt; _bytes: how many, 0 = no scan or no
+ * rows. They are checked as they are read, hash last: CORRUPT, and the index is as it was. Into an empty index; of more
+ * than `upto` rows the first. images: see above; where nothing was learnt they are made anyway. read and write get and
+ * put so many bytes, next to the last ones; false = cannot. */
+CAIRN_API size_t cairn_index_packed_bytes(const cairn_index *index);
+CAIRN_API cairn_status cairn_index_pack(const cairn_index *index,
+                                        bool (*write)(void *arg, const void *data, size_t bytes), void *arg);
+CAIRN_API cairn_status cairn_index_unpack(cairn_index *index, size_t upto, bool images,
+                                          bool (*read)(void *arg, void *data, size_t bytes), void *arg);
 /* Row `id` as f32 (dim). */
 CAIRN_API void cairn_index_row(const cairn_index *index, uint32_t id, float *out);
 

@@ -135,6 +135,63 @@ static void index_files(void)
     put("index", "stale", (uint8_t[]){1, 0}, 2, foot, sizeof foot);
 }
 
+typedef struct pack {
+    uint8_t data[1 << 18];
+    size_t n, at;
+} pack;
+
+static bool write_pack(void *arg, const void *data, size_t bytes)
+{
+    pack *p = arg;
+    must(bytes <= sizeof p->data - p->n);
+    memcpy(p->data + p->n, data, bytes);
+    p->n += bytes;
+    return true;
+}
+
+static bool read_pack(void *arg, void *data, size_t bytes)
+{
+    pack *p = arg;
+    must(bytes <= p->n - p->at);
+    memcpy(data, p->data + p->at, bytes);
+    p->at += bytes;
+    return true;
+}
+
+/* The first rows of an index of so many that a sketch pays. */
+static void packs(void)
+{
+    enum { DIM = 16, ROWS = 4000, QUERIES = 32, FIRST = 70 };
+    static float rows[ROWS * DIM], queries[QUERIES * DIM];
+    static uint16_t narrow[ROWS * DIM];
+    static pack whole, first;
+    uint64_t state = 5;
+    for (size_t i = 0; i < ROWS * DIM; i++) {
+        state = state * 6364136223846793005u + 1442695040888963407u;
+        rows[i] = (float)(int32_t)(state >> 32) * 0x1p-30f / (float)(1 + i % DIM * 2) * (i / DIM % 50 == 7 ? 40 : 1);
+    }
+    for (size_t i = 0; i < QUERIES * DIM; i++) queries[i] = rows[i * 31 % (ROWS * DIM) / DIM * DIM + i % DIM];
+    cairn_kernels_best()->narrow(narrow, rows, CAIRN_F16, ROWS * DIM);
+    for (int learnt = 0; learnt < 2; learnt++) {
+        cairn_index *index, *part;
+        must(cairn_index_new("scan", DIM, CAIRN_F16, &index) == CAIRN_OK);
+        must(cairn_index_new("scan", DIM, CAIRN_F16, &part) == CAIRN_OK);
+        must(cairn_index_add(index, ROWS, narrow) == CAIRN_OK);
+        if (learnt) must(cairn_index_learn(index, queries, QUERIES, 1, 64) == CAIRN_OK && cairn_index_learnt(index));
+        whole.n = whole.at = first.n = 0;
+        must(cairn_index_pack(index, write_pack, &whole) == CAIRN_OK);
+        must(cairn_index_unpack(part, FIRST, false, read_pack, &whole) == CAIRN_OK);
+        must(cairn_index_pack(part, write_pack, &first) == CAIRN_OK);
+        for (uint8_t how = 0; how < 4; how++) {
+            char name[32];
+            snprintf(name, sizeof name, "pack-%d-%u", learnt, how);
+            put("packed", name, &how, 1, first.data, first.n);
+        }
+        cairn_index_free(index);
+        cairn_index_free(part);
+    }
+}
+
 static void lines(void)
 {
     static const struct {
@@ -198,6 +255,7 @@ int main(int argc, char **argv)
     records();
     archives(dir);
     index_files();
+    packs();
     lines();
     texts();
     snprintf(remove, sizeof remove, "rm -r %s", dir);

@@ -61,7 +61,9 @@ store_bytes=$(du -sB1 "$dir/store" | cut -f1)
 say "asked, in a new process, the store gone from the page cache, budget $ram: cairn ask"
 question='
 What is the pass key? The pass key is '
-for file in "$dir"/store/data-*/data.mdb; do dd if="$file" iflag=nocache count=0 status=none; done
+for file in "$dir"/store/data-*/data.mdb "$dir"/store/index/*; do
+    [ ! -f "$file" ] || dd if="$file" iflag=nocache count=0 status=none
+done
 began=$(date +%s%N)
 "$cairn" ask "$dir/store" -m $model -c book --fetch read --ram "$ram" --sources --stats "$question" \
     >"$dir/answer" 2>"$dir/report" || { cat "$dir/report"; exit 1; }

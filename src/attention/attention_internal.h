@@ -252,7 +252,9 @@ cairn_status attn_foresee_unit(attn_step *step, const attn_chunk *chunk, const a
 
 /* ---- lore.c ---- */
 
-/* Keeps some of the chunk's queries if an index of the layer may learn from them. */
+/* Whether an index of the layer may learn from queries soon. */
+bool attn_lore_wanted(const attn_step *step, const attn_line *line, uint32_t layer);
+/* Keeps some of the chunk's, then. */
 cairn_status attn_lore_keep(attn_step *step, const attn_chunk *chunk, const attn_line *line);
 /* Lets the layer's indexes learn from the queries of earlier chunks, if there are enough. */
 void attn_lore_teach(attn_step *step, const attn_chunk *chunk, const attn_line *line);

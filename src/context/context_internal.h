@@ -64,6 +64,8 @@ typedef struct landmark_set {
     size_t n_parts;
     size_t cap_parts;
     attn_recent *recent; /* (layers) for local layers */
+    uint64_t kept_rows;  /* in the file of the first part's scans; 0 = there is none */
+    size_t kept_learnt;  /* heads of it that have learnt */
     char kinds[64];
     char warning[256];
 } landmark_set;
@@ -79,9 +81,11 @@ typedef struct stored_range { /* logical blocks [first, first + count) */
 cairn_status landmarks_init(landmark_set *set, const cairn_attention_shape *shape, const cairn_geometry *geometry,
                             cairn_pool *pool);
 void landmarks_wipe(landmark_set *set);
-/* Reads the rows of all ranges; kind NULL = as each segment says. */
+/* Reads the rows of all ranges; kind NULL = as each segment says; mass: searches will ask for it. */
 cairn_status landmarks_load(landmark_set *set, cairn_store *store, cairn_snapshot *snap, const stored_range *ranges,
-                            size_t n, const char *kind);
+                            size_t n, const char *kind, bool mass);
+/* As where the mass is asked for from now on. */
+void landmarks_weigh(landmark_set *set);
 cairn_status landmarks_load_recent(landmark_set *set, cairn_snapshot *snap, const stored_range *ranges, size_t n);
 /* Opens a pooled part at the end, for the session's own blocks, if the last one cannot take them. */
 cairn_status landmarks_open_tail(landmark_set *set, uint64_t first, const char *kind);
@@ -95,6 +99,17 @@ void recent_put(attn_recent *recent, const cairn_geometry *geometry, uint64_t bl
 cairn_status manifest_write(const char *path, const uint64_t *hashes, uint32_t n, uint64_t *out_hash);
 cairn_status manifest_read(const char *path, uint64_t hash, uint32_t n, uint64_t *hashes);
 void index_file_name(char *out, size_t cap, const char *base, uint32_t layer, uint32_t head);
+
+/* ---- a segment's scans in a file: "<index path>.scan" ---- */
+
+/* Into a part that has no rows yet: blocks [0, *out_rows) of the segment, at most `upto`. NOT_FOUND: there is no file.
+ * On any other failure the part's indexes are of no use. */
+cairn_status scans_take(landmark_set *set, const attn_part *part, const cairn_store *store,
+                        const cairn_segment_info *info, uint32_t upto, bool images, uint32_t *out_rows);
+/* After a commit, if it is time. Trouble is a warning. all_in: nothing more is expected soon. */
+void scans_keep(cairn_session *s, bool all_in);
+/* The same file for another generation of the segment's index. */
+void scans_carry(const cairn_store *store, uint64_t segment, uint64_t from, uint64_t to);
 
 /* ---- the session ---- */
 

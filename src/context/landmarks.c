@@ -151,6 +151,7 @@ cairn_status landmarks_open_tail(landmark_set *set, uint64_t first, const char *
 typedef struct loader {
     landmark_set *set;
     attn_part *part; /* rows go here */
+    bool mass;       /* will be asked for */
     uint32_t n;      /* records waiting */
     size_t heads;    /* stored layers x kv_heads */
     size_t row_bytes;
@@ -238,6 +239,28 @@ static const char *last_kind(const landmark_set *set)
     return "";
 }
 
+/* The rows of a new last part from the segment's file of scans: the first `*first`. A file that is not right is left
+ * alone. */
+static cairn_status take_scans(landmark_set *set, const loader *load, cairn_store *store,
+                               const cairn_segment_info *info, uint32_t count, uint32_t *first)
+{
+    attn_part *part = &set->parts[set->n_parts - 1];
+    cairn_status st = scans_take(set, part, store, info, count, load->mass, first);
+    if (st == CAIRN_OK || st == CAIRN_NOT_FOUND) return CAIRN_OK;
+    snprintf(set->warning, sizeof set->warning,
+             "the index file of segment %llu is not usable (%.120s); opening takes longer, and what it had learnt is "
+             "learnt again",
+             (unsigned long long)info->id, cairn_last_error());
+    for (size_t i = 0; i < n_heads(set); i++) {
+        cairn_index **index = (cairn_index **)(uintptr_t)&part->index[i];
+        if (*index == NULL) continue;
+        cairn_index_free(*index);
+        st = cairn_index_new("scan", set->geometry.head_dim, cairn_landmark_dtype(set->geometry.dtype), index);
+        if (st != CAIRN_OK) return st;
+    }
+    return CAIRN_OK;
+}
+
 static cairn_status load_range(landmark_set *set, loader *load, cairn_store *store, cairn_snapshot *snap,
                                const stored_range *range, const char *kind)
 {
@@ -258,9 +281,12 @@ static cairn_status load_range(landmark_set *set, loader *load, cairn_store *sto
         if ((st = part_push(set, range->first, range->block, use, false)) != CAIRN_OK) return st;
     } else if (set->n_parts == 0 || !set->pooled[set->n_parts - 1] || strcmp(last_kind(set), use) != 0) {
         if ((st = part_push(set, range->first, 0, use, true)) != CAIRN_OK) return st;
+        if (first == 0 && strcmp(use, "scan") == 0 &&
+            (st = take_scans(set, load, store, &info, count, &first)) != CAIRN_OK)
+            return st;
     }
     load->part = &set->parts[set->n_parts - 1];
-    st = cairn_snapshot_landmarks(snap, range->segment, first, count, take_record, load);
+    if (first < count) st = cairn_snapshot_landmarks(snap, range->segment, first, count - first, take_record, load);
     if (st == CAIRN_OK) st = load->status;
     if (st == CAIRN_OK && load->n != 0) st = flush_rows(load);
     if (st != CAIRN_OK) return st;
@@ -277,10 +303,11 @@ static cairn_status load_range(landmark_set *set, loader *load, cairn_store *sto
 }
 
 cairn_status landmarks_load(landmark_set *set, cairn_store *store, cairn_snapshot *snap, const stored_range *ranges,
-                            size_t n, const char *kind)
+                            size_t n, const char *kind, bool mass)
 {
     const cairn_geometry *g = &set->geometry;
     loader load = {.set = set,
+                   .mass = mass,
                    .heads = (size_t)(g->layers - g->first_layer) * g->kv_heads,
                    .row_bytes = g->head_dim * cairn_dtype_size(cairn_landmark_dtype(g->dtype)),
                    .status = CAIRN_OK};
@@ -294,6 +321,18 @@ cairn_status landmarks_load(landmark_set *set, cairn_store *store, cairn_snapsho
     cairn_free(load.rows);
     cairn_free(load.status_of);
     return st;
+}
+
+static void weigh_head(void *arg, size_t head, size_t worker)
+{
+    const attn_part *part = arg;
+    (void)worker;
+    if (part->index[head] != NULL) (void)cairn_index_images(part->index[head], true); /* no memory: slower */
+}
+
+void landmarks_weigh(landmark_set *set)
+{
+    for (size_t p = 0; p < set->n_parts; p++) cairn_pool_run(set->pool, n_heads(set), weigh_head, &set->parts[p]);
 }
 
 void landmarks_unlearn(landmark_set *set)

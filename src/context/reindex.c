@@ -64,13 +64,15 @@ static void remove_generation(const builder *b, uint64_t segment, uint64_t gener
 {
     char base[4096];
     char path[4200];
-    if (generation == 0 || cairn_store_index_path(b->store, segment, generation, base, sizeof base) != CAIRN_OK) return;
+    if (cairn_store_index_path(b->store, segment, generation, base, sizeof base) != CAIRN_OK) return;
     for (uint32_t l = 0; l < b->geometry.layers; l++)
         for (uint32_t h = 0; h < b->geometry.kv_heads; h++) {
             index_file_name(path, sizeof path, base, l, h);
             unlink(path);
         }
     snprintf(path, sizeof path, "%s.manifest", base);
+    unlink(path);
+    snprintf(path, sizeof path, "%s.scan", base);
     unlink(path);
 }
 
@@ -134,6 +136,7 @@ static cairn_status reindex_segment(builder *b, cairn_snapshot *snap, uint64_t s
     info.generation = generation;
     info.index_blocks = files ? info.blocks : 0;
     info.index_hash = hash;
+    if (!files) scans_carry(b->store, segment, old, generation);
     st = cairn_store_set_index(b->store, &info);
     remove_generation(b, segment, st == CAIRN_OK ? old : generation);
     return st;

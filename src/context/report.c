@@ -28,6 +28,7 @@ void cairn_session_stats_reset(cairn_session *s)
 void cairn_session_mass_enable(cairn_session *s, bool on)
 {
     s->step.policy.measure_mass = on;
+    if (on) landmarks_weigh(&s->landmarks);
 }
 
 void cairn_session_sources_enable(cairn_session *s, bool on)

@@ -221,7 +221,9 @@ static cairn_status begin(cairn_session *s, const char *const *names, size_t n)
     s->slot = s->continues ? s->n_stored * attn_slots(&s->shape) : 0;
 
     if ((st = landmarks_init(&s->landmarks, &s->shape, &s->geometry, s->pool)) != CAIRN_OK) return st;
-    if ((st = landmarks_load(&s->landmarks, s->store, s->snap, s->ranges, s->n_ranges, kind)) != CAIRN_OK) return st;
+    const bool mass = s->opt.policy.measure_mass || s->opt.policy.mass > 0;
+    if ((st = landmarks_load(&s->landmarks, s->store, s->snap, s->ranges, s->n_ranges, kind, mass)) != CAIRN_OK)
+        return st;
     if (s->continues && (st = landmarks_load_recent(&s->landmarks, s->snap, s->ranges, s->n_ranges)) != CAIRN_OK)
         return st;
     if ((st = landmarks_open_tail(&s->landmarks, s->n_stored, kind)) != CAIRN_OK) return st;

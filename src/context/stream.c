@@ -364,6 +364,15 @@ cairn_status cairn_session_adopt(cairn_session *s, const cairn_session *donor, s
     return st;
 }
 
+bool cairn_session_learns(const cairn_session *s, uint32_t layer)
+{
+    enum { EVERY_BLOCKS = 256 }; /* a sixteenth of the chunks at 16 blocks each */
+    const uint64_t every = EVERY_BLOCKS * attn_slots(&s->shape);
+    const uint64_t next = (s->slot + every - 1) / every * every;
+    const attn_line line = session_line(s);
+    return s->chunk_rows != 0 && next < s->slot + s->chunk_rows && attn_lore_wanted(&s->step, &line, layer);
+}
+
 /* ---- commit ---- */
 
 uint64_t cairn_session_pending_bytes(const cairn_session *s)
@@ -441,5 +450,6 @@ cairn_status cairn_session_commit(cairn_session *s, const cairn_input *input)
     /* Spilled blocks come back to be written: no more of them at once than the budget's share of own blocks. */
     size_t most = (size_t)(s->opt.ram_bytes / 4) / s->own.data_bytes;
     for (bool all = false; !all && st == CAIRN_OK;) st = commit_some(s, most != 0 ? most : 1, input, &all);
+    if (st == CAIRN_OK) scans_keep(s, input == NULL || input->complete);
     return st;
 }

@@ -79,6 +79,8 @@ void cairn_rows_drop_image(cairn_rows *rows, size_t upto);
 /* n rows from `first` as f32 (n, dim). */
 void cairn_rows_widen(const cairn_rows *rows, size_t first, size_t n, float *out);
 
+#define CAIRN_ROW_NORM_MAX 1e18 /* of a finite row */
+
 /* Factor c such that an f32 sum of dim products is off by at most c |a| |b|: twice what n roundings in any order amount
  * to (Higham, section 3.1), and 16 more for the scales and additions around it. */
 static inline double cairn_rounding(uint32_t dim)

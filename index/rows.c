@@ -201,7 +201,8 @@ static void row_added(cairn_rows *rows, size_t id)
     rows->kernels->widen(rows->wide, cairn_rows_at(rows, id), rows->dtype, rows->dim);
     for (size_t i = 0; i < rows->dim; i++) parts[i % 4] += (double)rows->wide[i] * (double)rows->wide[i];
     double squares = (parts[0] + parts[1]) + (parts[2] + parts[3]);
-    bool finite = squares < 1e36; /* a norm of 1e18 or more is as good as infinite: sums and bounds would overflow */
+    /* a norm of so much is as good as infinite: sums and bounds would overflow */
+    bool finite = squares < CAIRN_ROW_NORM_MAX * CAIRN_ROW_NORM_MAX;
     float norm = finite ? (float)(sqrt(squares) * 1.000001) : INFINITY;
     if (norm > rows->norm_max) rows->norm_max = norm;
     if (rows->imaged) {
@@ -249,7 +250,10 @@ cairn_status cairn_rows_add_images(cairn_rows *rows)
         for (size_t id = begin; id < rows->count && id < begin + CAIRN_CHUNK_ROWS; id++) {
             if (rows->broken[cairn_span_of(id)]) continue;
             cairn_rows_widen(rows, id, 1, rows->wide);
-            row_image(rows, id, rows->wide);
+            if (cairn_norm(rows->wide, rows->dim) < CAIRN_ROW_NORM_MAX)
+                row_image(rows, id, rows->wide);
+            else
+                rows->broken[cairn_span_of(id)] = true; /* a packed one may say otherwise */
         }
     }
     return CAIRN_OK;

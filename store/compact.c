@@ -498,9 +498,19 @@ static cairn_status copy(compaction *c)
     return st;
 }
 
-/* Index files of segments that are no more, of generations not in force, and half-written ones: what a killed reindex
- * left, or a removal that a power cut undid. Nobody writes one now: we have the store to ourselves. Files are named
- * "<segment>-<generation>..."; what is not is not ours. */
+/* Index files of segments that are no more, of generations not in force, tails of contexts that are no more, and
+ * half-written ones: what a killed reindex left, or a removal that a power cut undid. Nobody writes one now: we have
+ * the store to ourselves. Files are named "<segment>-<generation>..." or "tail-<context>"; what is not is not ours. */
+static bool context_is_gone(cairn_store *store, uint64_t id)
+{
+    MDB_txn *txn;
+    context_record record;
+    if (store_read_begin(store, &txn) != CAIRN_OK) return false;
+    const bool gone = store_context_get(store, txn, id, &record) == CAIRN_NOT_FOUND;
+    store_read_end(store, txn);
+    return gone;
+}
+
 static void remove_stale_indexes(const compaction *c)
 {
     char path[STORE_PATH_MAX];
@@ -510,11 +520,13 @@ static void remove_stale_indexes(const compaction *c)
     if (dir == NULL && fd >= 0) close(fd);
     if (dir == NULL) return;
     for (const struct dirent *entry; (entry = readdir(dir)) != NULL;) {
-        unsigned long long segment, generation;
+        unsigned long long segment, generation, context;
+        const bool unfinished = strstr(entry->d_name, CAIRN_UNFINISHED) != NULL;
+        if (sscanf(entry->d_name, "tail-%20llu", &context) == 1 && (unfinished || context_is_gone(c->store, context)))
+            unlinkat(dirfd(dir), entry->d_name, 0);
         if (sscanf(entry->d_name, "%20llu-%20llu", &segment, &generation) != 2) continue;
         const part *p = part_of(c, segment);
-        if (p == NULL || p->new_id != segment || p->record.info.generation != generation ||
-            strstr(entry->d_name, CAIRN_UNFINISHED) != NULL)
+        if (p == NULL || p->new_id != segment || p->record.info.generation != generation || unfinished)
             unlinkat(dirfd(dir), entry->d_name, 0);
     }
     closedir(dir);

@@ -208,6 +208,7 @@ cairn_status cairn_context_drop(cairn_store *store, const char *name)
     if (status == CAIRN_OK) status = store_lease_take(store, id, name);
     if (status != CAIRN_OK) return status;
     status = remove_context(store, name, id, &dead, &died);
+    if (status == CAIRN_OK) store_remove_tail(store, id);
     store_lease_give(store, id);
     if (status == CAIRN_OK && (status = store_free_segments(store, dead, died)) != CAIRN_OK)
         cairn_fail_within(status, "'%s' is dropped, but not all its space is returned (sweep goes on with that)", name);

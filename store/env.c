@@ -229,3 +229,10 @@ cairn_status cairn_store_index_path(const cairn_store *store, uint64_t segment, 
                ? CAIRN_OK
                : cairn_fail(CAIRN_INVALID, "an index file's path needs %d bytes, %zu given", n + 1, cap);
 }
+
+cairn_status cairn_store_tail_path(const cairn_store *store, uint64_t context, char *out, size_t cap)
+{
+    int n = snprintf(out, cap, "%s/index/tail-%llu", store->env->path, (unsigned long long)context);
+    return n > 0 && (size_t)n < cap ? CAIRN_OK
+                                    : cairn_fail(CAIRN_INVALID, "a tail's path needs %d bytes, %zu given", n + 1, cap);
+}

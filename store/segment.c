@@ -121,6 +121,12 @@ static void remove_index_files(const cairn_store *store, uint64_t segment)
     closedir(dir);
 }
 
+void store_remove_tail(const cairn_store *store, uint64_t context)
+{
+    char path[STORE_PATH_MAX];
+    if (cairn_store_tail_path(store, context, path, sizeof path) == CAIRN_OK) unlink(path);
+}
+
 /* One short transaction. *done: nothing of the segment is left. */
 static cairn_status free_batch(cairn_store *store, uint64_t segment, uint32_t most, uint64_t *blocks, bool *done)
 {

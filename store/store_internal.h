@@ -284,6 +284,9 @@ cairn_status store_segment_count(cairn_store *store, MDB_txn *txn, const cairn_r
 /* Frees dying segments, each in short transactions. */
 cairn_status store_free_segments(cairn_store *store, const uint64_t *segments, uint32_t n);
 
+/* The file of a context's closed tail, if there is one. */
+void store_remove_tail(const cairn_store *store, uint64_t context);
+
 /* ---- lease.c ---- */
 
 struct store_lease {

@@ -273,6 +273,7 @@ cairn_status cairn_writer_truncate(cairn_writer *writer)
     record.modified_ns = cairn_wall_ns();
     if ((status = store_context_put(store, txn, &record, NULL, 0, NULL, 0)) != CAIRN_OK) goto out;
     status = store_write_commit(store, "emptying a context", &txn);
+    if (status == CAIRN_OK) store_remove_tail(store, record.id);
 out:
     store_write_abort(store, txn);
     cairn_free(ranges);

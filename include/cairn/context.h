@@ -102,6 +102,10 @@ CAIRN_API cairn_status cairn_session_close_block(cairn_session *session);
 /* Makes the donor's last (early closed) block one more old block of `session`, in RAM; `context` is the number of the
  * attached context it ends. Only before the first append. */
 CAIRN_API cairn_status cairn_session_adopt(cairn_session *session, const cairn_session *donor, size_t context);
+/* Of a session that goes on with a stored context, whose tail is committed and then closed early: keeps that block
+ * beside the store's indexes, so that who attaches the context need not make it again. Derived data, good until the
+ * context grows; nothing is kept of a session with another policy than the model's. */
+CAIRN_API cairn_status cairn_session_keep_tail(cairn_session *session);
 
 /* ---- what happened ---- */
 

@@ -77,10 +77,13 @@ CAIRN_API cairn_status cairn_runtime_feed_slots(cairn_runtime *runtime, const ca
 /* Closes the current block early with a landmark, for cairn_session_adopt. */
 CAIRN_API cairn_status cairn_runtime_close_block(cairn_runtime *runtime);
 
-/* Over attached contexts: closes each one's tail in a session of its own and adopts the block (DESIGN: a document
- * shorter than a block can still be found). The session's threads share the tails, with bits that do not depend on
- * them; what they hold at once beside the session is 2 tails a thread whose landmarks fit 1/16 of ram_bytes, or one.
- * `names` as given to cairn_session_begin. Call before cairn_runtime_begin. */
+/* Ends a stream whose context is committed: its last tokens, if they are no whole block, are closed as
+ * cairn_model_adopt_tails would, and kept for it (cairn_session_keep_tail). Nothing may follow. */
+CAIRN_API cairn_status cairn_runtime_keep_tail(cairn_runtime *runtime);
+/* Over attached contexts: closes each one's tail in a session of its own, unless it was kept, and adopts the block
+ * (DESIGN: a document shorter than a block can still be found). The session's threads share the tails, with bits that
+ * do not depend on them; what they hold at once beside the session is 2 tails a thread whose landmarks fit 1/16 of
+ * ram_bytes, or one. `names` as given to cairn_session_begin. Call before cairn_runtime_begin. */
 CAIRN_API cairn_status cairn_model_adopt_tails(const cairn_model *model, cairn_store *store, const char *const *names,
                                                size_t n, cairn_session *session);
 

@@ -276,6 +276,8 @@ CAIRN_API cairn_status cairn_snapshot_segments(cairn_snapshot *snap, bool (*each
                                                void *arg);
 /* Writes the index fields and raises the generation to info->generation. */
 CAIRN_API cairn_status cairn_store_set_index(cairn_store *store, const cairn_segment_info *info);
+/* "<store>/index/tail-<context>", which goes with its context. */
+CAIRN_API cairn_status cairn_store_tail_path(const cairn_store *store, uint64_t context, char *out, size_t cap);
 /* "<store>/index/<segment>-<generation>" without a suffix; the caller appends. */
 CAIRN_API cairn_status cairn_store_index_path(const cairn_store *store, uint64_t segment, uint64_t generation,
                                               char *out, size_t cap);

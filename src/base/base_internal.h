@@ -128,6 +128,8 @@ bool cairn_make_private(int fd);
 /* `write` fills a file beside `path` (0600), which then takes its place: readers see the old one or all of the new one,
  * and after a crash too. On failure (write returned false, with errno) the old one is as it was. */
 cairn_status cairn_replace_file(const char *path, bool (*write)(FILE *file, const void *arg), const void *arg);
+/* The same without waiting for the disk, for what can be made again and says itself whether it is whole. */
+cairn_status cairn_put_file(const char *path, bool (*write)(FILE *file, const void *arg), const void *arg);
 
 /* ---- clock ---- */
 

@@ -27,7 +27,7 @@ static cairn_status sync_directory(const char *path)
     return st;
 }
 
-cairn_status cairn_replace_file(const char *path, bool (*write)(FILE *file, const void *arg), const void *arg)
+static cairn_status replace(const char *path, bool (*write)(FILE *file, const void *arg), const void *arg, bool sync)
 {
     static const char suffix[] = CAIRN_UNFINISHED "XXXXXX";
     size_t n = strlen(path);
@@ -54,7 +54,7 @@ cairn_status cairn_replace_file(const char *path, bool (*write)(FILE *file, cons
         close(fd);
         goto out;
     }
-    if (!write(f, arg) || fflush(f) != 0 || fsync(fd) != 0) {
+    if (!write(f, arg) || fflush(f) != 0 || (sync && fsync(fd) != 0)) {
         st = cairn_fail_errno(errno, "writing %s", beside);
         goto out;
     }
@@ -65,10 +65,20 @@ cairn_status cairn_replace_file(const char *path, bool (*write)(FILE *file, cons
         goto out;
     }
     fd = -1;
-    st = sync_directory(path);
+    if (sync) st = sync_directory(path);
 out:
     if (f != NULL) fclose(f);
     if (fd >= 0) unlink(beside);
     cairn_free(beside);
     return st;
+}
+
+cairn_status cairn_replace_file(const char *path, bool (*write)(FILE *file, const void *arg), const void *arg)
+{
+    return replace(path, write, arg, true);
+}
+
+cairn_status cairn_put_file(const char *path, bool (*write)(FILE *file, const void *arg), const void *arg)
+{
+    return replace(path, write, arg, false);
 }

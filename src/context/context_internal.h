@@ -181,6 +181,12 @@ struct cairn_session {
     bool trace;
 };
 
+/* One more old block, before the first row: the early closed end of an attached context. */
+cairn_status session_adopt_block(cairn_session *s, const own_block *from, size_t context);
+/* What cairn_session_keep_tail has kept for an attached context, if it is still its end: a block's data, which the
+ * caller frees. NULL: nothing. May run in parallel. Then it is adopted. */
+uint8_t *session_kept_tail(const cairn_session *s, size_t context);
+cairn_status session_adopt_kept(cairn_session *s, size_t context, uint8_t *kept);
 cairn_status session_source(cairn_session *s, attn_source *out);              /* fetching for the step */
 const stored_range *session_range_of(const cairn_session *s, uint64_t block); /* of a stored block */
 attn_line session_line(const cairn_session *s);

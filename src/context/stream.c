@@ -333,7 +333,7 @@ cairn_status cairn_session_close_block(cairn_session *s)
     return CAIRN_OK;
 }
 
-cairn_status cairn_session_adopt(cairn_session *s, const cairn_session *donor, size_t context)
+cairn_status session_adopt_block(cairn_session *s, const own_block *from, size_t context)
 {
     const cairn_geometry *g = &s->geometry;
     own_block *b = NULL;
@@ -341,16 +341,10 @@ cairn_status cairn_session_adopt(cairn_session *s, const cairn_session *donor, s
     if (s->continues || s->slot != 0 || s->chunk_rows != 0)
         return cairn_fail(CAIRN_INVALID,
                           "blocks are adopted before the first row of a session with a stream of its own");
-    if (!donor->closed || donor->own.n == 0 || context >= s->n_contexts)
-        return cairn_fail(CAIRN_INVALID, "the donor's last block was not closed early, or context %zu is not attached",
-                          context);
-    if (memcmp(&donor->geometry, g, sizeof *g) != 0)
-        return cairn_fail(CAIRN_MISMATCH, "donor and session have different geometries");
-    const own_block *from = &donor->own.items[donor->own.n - 1];
     uint64_t block = s->n_stored + s->n_adopted;
     if ((st = own_push(&s->own, &b)) != CAIRN_OK) return st;
     memcpy(b->data, from->data, s->own.data_bytes);
-    memcpy(b->tokens, from->tokens, g->block_tokens * sizeof *b->tokens);
+    memcpy(b->tokens, from->tokens, from->fill * sizeof *b->tokens);
     b->fill = from->fill;
     b->complete = true;
     const attn_part *part = &s->landmarks.parts[s->landmarks.n_parts - 1];
@@ -362,6 +356,16 @@ cairn_status cairn_session_adopt(cairn_session *s, const cairn_session *donor, s
     s->stream_base++;
     if (st != CAIRN_OK) s->broken = true;
     return st;
+}
+
+cairn_status cairn_session_adopt(cairn_session *s, const cairn_session *donor, size_t context)
+{
+    if (!donor->closed || donor->own.n == 0 || context >= s->n_contexts)
+        return cairn_fail(CAIRN_INVALID, "the donor's last block was not closed early, or context %zu is not attached",
+                          context);
+    if (memcmp(&donor->geometry, &s->geometry, sizeof s->geometry) != 0)
+        return cairn_fail(CAIRN_MISMATCH, "donor and session have different geometries");
+    return session_adopt_block(s, &donor->own.items[donor->own.n - 1], context);
 }
 
 bool cairn_session_learns(const cairn_session *s, uint32_t layer)

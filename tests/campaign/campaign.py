@@ -3,7 +3,7 @@
 The model is the golden one of tests/data (blocks of 15 tokens, two stored layers), so a command takes about 30 ms and a
 store about 3 MiB. All texts, moments and choices follow from --seed.
 """
-import argparse, json, os, random, shutil, struct, subprocess, sys, tempfile, time
+import argparse, glob, json, os, random, re, shutil, struct, subprocess, sys, tempfile, time
 
 root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 MODEL = os.path.join(root, "tests", "data", "golden", "clamped_forward.gguf")
@@ -232,6 +232,7 @@ class Witness:
         self.seconds = time.monotonic() - start
         self.asked = "a" if not op.creates else op.target
         self.answer = bench.answer(store, self.asked)
+        self.together = bench.answer(store, "*")
         end = bench.look(store, compact=True)
         self.after, self.numbers, self.names = end.contexts, end.numbers, self.files(store)
         shutil.rmtree(where)
@@ -252,12 +253,15 @@ class Witness:
 
     @staticmethod
     def files(store):
-        """Names of all files, without the number of the data directory and the generation of index files."""
+        """Names of all files, without the number of the data directory and the generation of index files. Kept ends of
+        contexts ("tail-<context>") may be missing: they are made again by who needs them."""
         out = []
         for where, _, names in os.walk(store):
             for n in names:
                 if os.path.basename(where) == "lease":
                     continue  # a file nobody holds is nobody's, and a killed process cannot remove its own
+                if re.fullmatch(r"tail-\d+", n):
+                    continue
                 if os.path.basename(where) == "index":
                     n = n.split("-")[0] + "-G" + n[n.find("-") + 1:].lstrip("0123456789")
                 part = os.path.relpath(where, store)
@@ -311,6 +315,9 @@ class Witness:
         answer = bench.answer(store, self.asked)
         if answer != self.answer:
             raise Broken(f"in the end another answer from '{self.asked}': {answer}, expected {self.answer}")
+        together = bench.answer(store, "*")
+        if together != self.together:
+            raise Broken(f"in the end another answer from all contexts: {together}, expected {self.together}")
         end = bench.look(store, compact=True)
         if set(end.contexts) != set(self.after):
             raise Broken(f"in the end contexts {sorted(end.contexts)}, expected {sorted(self.after)}")
@@ -319,6 +326,9 @@ class Witness:
                 raise Broken(f"in the end '{name}' differs from an undisturbed run")
         if end.numbers != self.numbers:
             raise Broken(f"in the end {end.numbers}, expected {self.numbers}")
+        tails = glob.glob(os.path.join(store, "index", "tail-*"))
+        if len(tails) > len(end.contexts):
+            raise Broken(f"{len(tails)} kept ends of {len(end.contexts)} contexts")
         if self.files(store) != self.names:
             raise Broken(f"in the end other files: {self.files(store)}, expected {self.names}")
 

@@ -241,6 +241,17 @@ static int run_text(job *j)
     return code;
 }
 
+/* What makes asking faster is derived data: the text is stored without it. */
+static void keep_tail(job *j)
+{
+    cairn_session_info info;
+    if (cairn_runtime_keep_tail(j->runtime) != CAIRN_OK)
+        cli_warn(j->c, "the end of '%s' is not kept closed, so asking it together with others takes longer: %s",
+                 j->name, cairn_last_error());
+    cairn_session_info_get(j->session, &info);
+    if (info.warning[0] != 0) cli_warn(j->c, "%s: %s", j->name, info.warning);
+}
+
 /* An index is derived data: without it every answer is right and comes from a scan. */
 static int build_index(job *j)
 {
@@ -289,6 +300,7 @@ static int ingest_one(job *j)
     case PLAN_GO_ON: j->state = "resumed"; break;
     }
     if ((code = run_text(j)) >= 0) return code;
+    keep_tail(j);
     cairn_runtime_end(j->runtime);
     cairn_session_end(j->session); /* the lease is given back before the index is made */
     j->runtime = NULL;

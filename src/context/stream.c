@@ -343,7 +343,12 @@ cairn_status session_adopt_block(cairn_session *s, const own_block *from, size_t
                           "blocks are adopted before the first row of a session with a stream of its own");
     uint64_t block = s->n_stored + s->n_adopted;
     if ((st = own_push(&s->own, &b)) != CAIRN_OK) return st;
-    memcpy(b->data, from->data, s->own.data_bytes);
+    /* no more than there is: the room for more tokens is not touched, and so no memory */
+    const size_t tiles = (size_t)g->layers * g->kv_heads, rows = s->own.data_bytes - tiles * s->own.tile_bytes;
+    const size_t tile = cairn_tile_payload_bytes(g->dtype, from->fill, g->head_dim);
+    for (size_t i = 0; i < tiles; i++)
+        memcpy(b->data + i * s->own.tile_bytes, from->data + i * s->own.tile_bytes, tile);
+    memcpy(b->data + tiles * s->own.tile_bytes, from->data + tiles * s->own.tile_bytes, rows);
     memcpy(b->tokens, from->tokens, from->fill * sizeof *b->tokens);
     b->fill = from->fill;
     b->complete = true;

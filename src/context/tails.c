@@ -151,7 +151,7 @@ uint8_t *session_kept_tail(const cairn_session *s, size_t context)
         memcpy(expected + HASH_AT, bytes + HASH_AT, 8);
         right = memcmp(bytes, expected, head) == 0 && hash_of(bytes, n) == cairn_get_le64(bytes + HASH_AT);
     }
-    if (right && (data = cairn_calloc(1, s->own.data_bytes)) != NULL) {
+    if (right && (data = cairn_alloc(s->own.data_bytes)) != NULL) {
         for (size_t i = 0; i < p.tiles; i++) memcpy(data + i * s->own.tile_bytes, bytes + head + i * p.tile, p.tile);
         memcpy(data + p.tiles * s->own.tile_bytes, bytes + head + p.tiles * p.tile, p.rows);
     }

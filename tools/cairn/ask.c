@@ -274,7 +274,11 @@ static int generate(run_state *r)
     free(logits);
     if (st == CAIRN_OK) answer_end(&r->answer);
     cairn_session_stats(r->session, &r->stats);
-    if (st == CAIRN_OK && flags.keep) st = cairn_session_commit(r->session, NULL);
+    if (st == CAIRN_OK && flags.keep) {
+        st = cairn_session_commit(r->session, NULL);
+        if (st == CAIRN_OK && cairn_runtime_keep_tail(r->runtime) != CAIRN_OK)
+            cli_warn(r->c, "asked together with others the context takes longer: %s", cairn_last_error());
+    }
     return st == CAIRN_OK ? -1 : cli_fail_status(r->c, st);
 }
 

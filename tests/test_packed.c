@@ -428,6 +428,42 @@ static void a_new_session_begins_with_what_the_one_that_read_the_text_had_learnt
     world_wipe(&w);
 }
 
+/* Who never says that all is in, as an engine that writes on and on. */
+static void a_stream_without_end_leaves_a_file_whenever_it_has_doubled(void **state)
+{
+    (void)state;
+    static const size_t commits[] = {1500, 2100, 2300, 2388};
+    const char *name = "text";
+    test_random r = {53};
+    world w;
+    record rec;
+    long_world(&w, &r);
+    char *dir = test_make_dir();
+    cairn_store *store = world_store(&w, dir, "store", CAIRN_F16);
+    char *path = scan_file(dir, "1-0.scan");
+    assert_ok(cairn_context_create(store, name, NULL));
+    record_init(&rec, &w, 0);
+    session_spec spec = {.contexts = &name, .n = 1, .top_k = K, .write = true, .threads = 2};
+    cairn_session *s = world_session(&w, store, &spec);
+    long sizes[4];
+    for (size_t i = 0, at = 0; i < 4; at = commits[i++] * B) {
+        world_feed(&w, s, at, commits[i] * B, CHUNK, &r, &rec);
+        assert_ok(cairn_session_commit(s, NULL));
+        sizes[i] = file_bytes(path);
+    }
+    assert_int_equal(sizes[0], -1);
+    assert_true(sizes[1] > 0);
+    assert_int_equal(sizes[2], sizes[1]);
+    assert_int_equal(sizes[3], sizes[1]);
+    cairn_session_end(s);
+    assert_asked_alike(&w, store, true);
+    cairn_store_close(store);
+    free(path);
+    test_remove_dir(dir);
+    record_wipe(&rec);
+    world_wipe(&w);
+}
+
 static void flip(const char *path, long at)
 {
     int fd = open(path, O_RDWR);
@@ -538,6 +574,7 @@ int main(void)
         cmocka_unit_test(a_pack_with_a_flipped_byte_or_without_its_end_is_refused),
         cmocka_unit_test(unpacking_without_memory_leaves_an_index_that_works),
         cmocka_unit_test(a_new_session_begins_with_what_the_one_that_read_the_text_had_learnt),
+        cmocka_unit_test(a_stream_without_end_leaves_a_file_whenever_it_has_doubled),
         cmocka_unit_test(a_file_of_scans_that_is_not_right_is_named_and_done_without),
         cmocka_unit_test(mass_is_the_same_with_a_file_of_scans),
     };

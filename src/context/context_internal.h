@@ -106,7 +106,7 @@ void index_file_name(char *out, size_t cap, const char *base, uint32_t layer, ui
  * On any other failure the part's indexes are of no use. */
 cairn_status scans_take(landmark_set *set, const attn_part *part, const cairn_store *store,
                         const cairn_segment_info *info, uint32_t upto, bool images, uint32_t *out_rows);
-/* After a commit, if it is time. Trouble is a warning. all_in: nothing more is expected soon. */
+/* After a commit, if it is time. Trouble is a warning. all_in: the text is, nothing more is expected soon. */
 void scans_keep(cairn_session *s, bool all_in);
 /* The same file for another generation of the segment's index. */
 void scans_carry(const cairn_store *store, uint64_t segment, uint64_t from, uint64_t to);

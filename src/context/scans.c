@@ -15,8 +15,8 @@
  *        .     .  the parts, back to back (index/packed.c)
  *
  * Little-endian. A segment's blocks never change, so a file of fewer than there are is as true as it was; the others
- * come from their records. It is written when there are twice as many, and when a text is all in, or a conversation
- * kept, if there are a sixteenth more or another head has learnt. */
+ * come from their records. It is written when there are twice as many or another head has learnt, and when a text is
+ * all in if there are a sixteenth more. */
 #include "context_internal.h"
 
 #include <errno.h>
@@ -234,9 +234,8 @@ void scans_keep(cairn_session *s, bool all_in)
     /* the context is one segment from its first block on, and so is the part */
     if (s->n_ranges != 1 || s->ranges[0].block != 0 || set->n_parts != 1 || !set->pooled[0]) return;
     const uint64_t rows = s->ranges[0].count, kept = set->kept_rows;
-    const size_t learnt = learnt_heads(set, part);
     if (rows < ROWS_LEAST) return;
-    if (all_in ? rows <= kept + kept / NEW_SHARE && learnt <= set->kept_learnt : rows <= 2 * kept) return;
+    if (rows <= (all_in ? kept + kept / NEW_SHARE : 2 * kept) && learnt_heads(set, part) <= set->kept_learnt) return;
     for (size_t i = 0; i < n_heads(set); i++)
         if (part->index[i] != NULL && strcmp(cairn_index_kind(part->index[i]), "scan") != 0) return;
     cairn_status st = cairn_snapshot_segment(s->snap, s->ranges[0].segment, &info);
@@ -244,7 +243,7 @@ void scans_keep(cairn_session *s, bool all_in)
     if (st == CAIRN_OK) st = write_scans(set, part, path, info.id, (uint32_t)rows);
     if (st == CAIRN_OK) {
         set->kept_rows = rows;
-        set->kept_learnt = learnt;
+        set->kept_learnt = learnt_heads(set, part);
         return;
     }
     snprintf(set->warning, sizeof set->warning,

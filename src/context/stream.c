@@ -459,6 +459,6 @@ cairn_status cairn_session_commit(cairn_session *s, const cairn_input *input)
     /* Spilled blocks come back to be written: no more of them at once than the budget's share of own blocks. */
     size_t most = (size_t)(s->opt.ram_bytes / 4) / s->own.data_bytes;
     for (bool all = false; !all && st == CAIRN_OK;) st = commit_some(s, most != 0 ? most : 1, input, &all);
-    if (st == CAIRN_OK) scans_keep(s, input == NULL || input->complete);
+    if (st == CAIRN_OK) scans_keep(s, input != NULL && input->complete);
     return st;
 }

@@ -151,7 +151,7 @@ size_t bench_piece(const bench *b)
 
 int bench_stream_commit(bench *b, bench_stream *s)
 {
-    cairn_status st = b->store != NULL ? cairn_session_commit(s->session, NULL) : CAIRN_OK;
+    cairn_status st = b->store != NULL ? cairn_session_commit(s->session, &(cairn_input){.complete = true}) : CAIRN_OK;
     return st == CAIRN_OK ? -1 : cli_fail_status(b->c, st);
 }
 

@@ -58,7 +58,7 @@ int bench_text_grow(bench_text *t, uint64_t to, progress *bar, bench_costs *cost
         if (code < 0 && st == CAIRN_OK &&
             (t->stored == to || cairn_session_pending_bytes(stream.session) >= b->options.ram_bytes / 16)) {
             uint64_t before = cli_now_ns();
-            st = cairn_session_commit(stream.session, NULL);
+            st = cairn_session_commit(stream.session, t->stored == to ? &(cairn_input){.complete = true} : NULL);
             sum.commit += (double)(cli_now_ns() - before) * 1e-9;
         }
         if (st != CAIRN_OK) code = cli_fail_status(b->c, st);

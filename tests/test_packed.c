@@ -464,6 +464,43 @@ static void a_stream_without_end_leaves_a_file_whenever_it_has_doubled(void **st
     world_wipe(&w);
 }
 
+/* Each has its own file and part; a short one between them has none. The same text twice: of equals the newest. */
+static void long_contexts_asked_together_begin_with_what_was_learnt_of_each(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"text", "short", "twin"};
+    test_random r = {54};
+    world w;
+    record rec[2];
+    long_world(&w, &r);
+    char *dir = test_make_dir();
+    cairn_store *store = world_store(&w, dir, "store", CAIRN_F16);
+    for (size_t i = 0; i < 3; i++) {
+        assert_ok(cairn_context_create(store, names[i], NULL));
+        ingest(&w, store, names[i], 0, i == 1 ? 300 * B : w.rows - TAIL, 800 * B);
+    }
+    for (size_t run = 0; run < 2; run++) {
+        record_init(&rec[run], &w, K);
+        session_spec spec = {
+            .contexts = names, .n = 3, .top_k = K, .index_kind = run == 0 ? NULL : "exact", .threads = 2};
+        cairn_session *s = world_session(&w, store, &spec);
+        assert_int_equal(s->landmarks.n_parts, run == 0 ? 2 : 1);
+        for (size_t p = 0; run == 0 && p < 2; p++)
+            assert_true(cairn_index_learnt(s->landmarks.parts[p].index[0]) ||
+                        cairn_index_learnt(s->landmarks.parts[p].index[1]));
+        assert_ok(cairn_session_trace_enable(s, true));
+        world_feed(&w, s, w.rows - TAIL, w.rows - TAIL / 2, 10, &r, &rec[run]);
+        world_feed(&w, s, w.rows - TAIL / 2, w.rows, 1, &r, &rec[run]);
+        cairn_session_end(s);
+    }
+    record_same(&rec[0], &rec[1], w.rows - TAIL, w.rows);
+    record_wipe(&rec[0]);
+    record_wipe(&rec[1]);
+    cairn_store_close(store);
+    test_remove_dir(dir);
+    world_wipe(&w);
+}
+
 static void flip(const char *path, long at)
 {
     int fd = open(path, O_RDWR);
@@ -575,6 +612,7 @@ int main(void)
         cmocka_unit_test(unpacking_without_memory_leaves_an_index_that_works),
         cmocka_unit_test(a_new_session_begins_with_what_the_one_that_read_the_text_had_learnt),
         cmocka_unit_test(a_stream_without_end_leaves_a_file_whenever_it_has_doubled),
+        cmocka_unit_test(long_contexts_asked_together_begin_with_what_was_learnt_of_each),
         cmocka_unit_test(a_file_of_scans_that_is_not_right_is_named_and_done_without),
         cmocka_unit_test(mass_is_the_same_with_a_file_of_scans),
     };

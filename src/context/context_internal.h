@@ -102,8 +102,9 @@ void index_file_name(char *out, size_t cap, const char *base, uint32_t layer, ui
 
 /* ---- a segment's scans in a file: "<index path>.scan" ---- */
 
-/* Into a part that has no rows yet: blocks [0, *out_rows) of the segment, at most `upto`. NOT_FOUND: there is no file.
- * On any other failure the part's indexes are of no use. */
+bool scans_kept(const cairn_store *store, const cairn_segment_info *info); /* there is one for this segment */
+/* Into a part that has no rows yet: blocks [0, *out_rows) of the segment, at most `upto`. On failure the part's indexes
+ * are of no use. */
 cairn_status scans_take(landmark_set *set, const attn_part *part, const cairn_store *store,
                         const cairn_segment_info *info, uint32_t upto, bool images, uint32_t *out_rows);
 /* After a commit, if it is time. Trouble is a warning. all_in: the text is, nothing more is expected soon. */

@@ -239,14 +239,14 @@ static const char *last_kind(const landmark_set *set)
     return "";
 }
 
-/* The rows of a new last part from the segment's file of scans: the first `*first`. A file that is not right is left
+/* The rows of a new last part from the segment's file of scans: the first `*taken`. A file that is not right is left
  * alone. */
 static cairn_status take_scans(landmark_set *set, const loader *load, cairn_store *store,
-                               const cairn_segment_info *info, uint32_t count, uint32_t *first)
+                               const cairn_segment_info *info, uint32_t count, uint32_t *taken)
 {
     attn_part *part = &set->parts[set->n_parts - 1];
-    cairn_status st = scans_take(set, part, store, info, count, load->mass, first);
-    if (st == CAIRN_OK || st == CAIRN_NOT_FOUND) return CAIRN_OK;
+    cairn_status st = scans_take(set, part, store, info, count, load->mass, taken);
+    if (st == CAIRN_OK) return CAIRN_OK;
     snprintf(set->warning, sizeof set->warning,
              "the index file of segment %llu is not usable (%.120s); opening takes longer, and what it had learnt is "
              "learnt again",
@@ -273,20 +273,22 @@ static cairn_status load_range(landmark_set *set, loader *load, cairn_store *sto
         kind == NULL && info.generation != 0 && *info.index_made != 0; /* "exact" has no files, yet is a choice */
     const char *use = made ? info.index_made : kind != NULL && *kind != 0 ? kind : "scan";
     uint32_t first = range->block;
-    uint32_t count = (uint32_t)range->count;
+    uint32_t count = (uint32_t)range->count, taken = 0;
     if (files || asked) { /* the sealed part counts rows from the segment's start */
         first = 0;
         count = range->block + (uint32_t)range->count;
         if (files && info.index_blocks > count) count = info.index_blocks;
         if ((st = part_push(set, range->first, range->block, use, false)) != CAIRN_OK) return st;
-    } else if (set->n_parts == 0 || !set->pooled[set->n_parts - 1] || strcmp(last_kind(set), use) != 0) {
-        if ((st = part_push(set, range->first, 0, use, true)) != CAIRN_OK) return st;
-        if (first == 0 && strcmp(use, "scan") == 0 &&
-            (st = take_scans(set, load, store, &info, count, &first)) != CAIRN_OK)
-            return st;
+    } else {
+        const bool kept = first == 0 && strcmp(use, "scan") == 0 && scans_kept(store, &info);
+        if (kept || set->n_parts == 0 || !set->pooled[set->n_parts - 1] || strcmp(last_kind(set), use) != 0)
+            st = part_push(set, range->first, 0, use, true);
+        if (st == CAIRN_OK && kept) st = take_scans(set, load, store, &info, count, &taken);
+        if (st != CAIRN_OK) return st;
     }
     load->part = &set->parts[set->n_parts - 1];
-    if (first < count) st = cairn_snapshot_landmarks(snap, range->segment, first, count - first, take_record, load);
+    if (taken < count)
+        st = cairn_snapshot_landmarks(snap, range->segment, first + taken, count - taken, take_record, load);
     if (st == CAIRN_OK) st = load->status;
     if (st == CAIRN_OK && load->n != 0) st = flush_rows(load);
     if (st != CAIRN_OK) return st;

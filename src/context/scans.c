@@ -133,6 +133,12 @@ static void take_part(void *arg, size_t part, size_t worker)
         t->status[part] = CAIRN_CORRUPT;
 }
 
+bool scans_kept(const cairn_store *store, const cairn_segment_info *info)
+{
+    char path[4200];
+    return file_path(store, info->id, info->generation, path, sizeof path) == CAIRN_OK && access(path, R_OK) == 0;
+}
+
 cairn_status scans_take(landmark_set *set, const attn_part *part, const cairn_store *store,
                         const cairn_segment_info *info, uint32_t upto, bool images, uint32_t *out_rows)
 {
@@ -143,7 +149,7 @@ cairn_status scans_take(landmark_set *set, const attn_part *part, const cairn_st
     *out_rows = 0;
     cairn_status st = file_path(store, info->id, info->generation, path, sizeof path);
     const int fd = st == CAIRN_OK ? open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK) : -1;
-    if (fd < 0) return CAIRN_NOT_FOUND; /* mostly there is none */
+    if (fd < 0) return st != CAIRN_OK ? st : cairn_fail_errno(errno, "%s", path);
     (void)posix_fadvise(fd, 0, 0, POSIX_FADV_WILLNEED);
     if ((st = list_parts(set, part, &t.index, &n)) != CAIRN_OK) goto out;
     t.parts = cairn_calloc(n, sizeof *t.parts);

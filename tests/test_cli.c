@@ -406,6 +406,11 @@ static void json_holds_answer_sources_and_stats(void **state)
     assert_true(json_number(stats, "stored_blocks_used") > 0);
     assert_true(json_number(stats, "peak_rss_bytes") > 1 << 20);
     assert_true(json_number(stats, "store_bytes") > 1 << 20);
+    assert_true(json_is_null(json_object_get(stats, "retained_mass"))); /* it costs, and is for who asks */
+    json_decref(root);
+    root = command_json(cairn_run("ask", fx.store, "-m", DEMO_MODEL, "-c", "book", "--json", "--stats", QUESTION));
+    const json_t *mass = json_object_get(json_object_get(root, "stats"), "retained_mass");
+    assert_true(json_real_value(json_object_get(mass, "mean")) > 0);
     json_decref(root);
 }
 

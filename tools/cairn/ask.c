@@ -249,7 +249,7 @@ static int generate(run_state *r)
     if (r->prompt_tokens > 1) st = cairn_runtime_feed(r->runtime, r->prompt, r->prompt_tokens - 1, NULL);
     cairn_session_stats_reset(r->session);
     cairn_session_sources_enable(r->session, flags.sources > 0 || flags.stats || r->c->json);
-    cairn_session_mass_enable(r->session, flags.stats || r->c->json);
+    cairn_session_mass_enable(r->session, flags.stats); /* weighing all landmarks takes longer than finding the best */
     if (st == CAIRN_OK) st = cairn_runtime_feed(r->runtime, r->prompt + r->prompt_tokens - 1, 1, logits);
     uint64_t first = cli_now_ns();
     r->prefill_s = (double)(first - start) * 1e-9;
@@ -435,7 +435,8 @@ const cli_command command_ask = {
         "is not changed (see --keep). With several contexts, a glob, or --fresh, the prompt begins a stream of its\n"
         "own and the blocks of all attached contexts compete in one search; their order counts only for ties.\n"
         "\n"
-        "--sources and --stats follow on stderr; --json holds answer, sources and stats in one object.",
+        "--sources and --stats follow on stderr; --json holds answer, sources and stats in one object. Only with\n"
+        "--stats is the retained mass measured: weighing all landmarks takes longer than finding the best.",
     .example =
         "  cairn ask library -m models/cairn-tiny-f16.gguf -c book \"What is the pass key? The pass key is\"\n"
         "  cairn ask library -m models/cairn-tiny-f16.gguf -c 'docs/*' --sources=3 --stats \"The commit command\"\n"

@@ -73,7 +73,7 @@ def ask(i, cold, *more):
 
 
 def plain(n):
-    """Seconds and peak resident bytes of an answer of n tokens: without --json, which measures mass over every landmark."""
+    """Seconds and peak resident bytes of an answer of n tokens, from the start of the process to its end."""
     began = time.monotonic()
     p = subprocess.Popen([opt.cairn, "ask", store, "-m", MODEL, "-c", "book", "--fetch", "read", "--ram", opt.ram, "-n", str(n),
                           "--stop", "", "-q", "The "], stdout=subprocess.DEVNULL)

@@ -229,6 +229,18 @@ static void flip(const char *path, long at)
     close(fd);
 }
 
+/* A session begins, and names the segment in its warning. */
+static bool warns(const world *w, cairn_store *store)
+{
+    const char *name = "text";
+    session_spec spec = {.contexts = &name, .n = 1, .top_k = K};
+    cairn_session *s = world_session(w, store, &spec);
+    cairn_session_info info;
+    cairn_session_info_get(s, &info);
+    cairn_session_end(s);
+    return strstr(info.warning, "segment 1") != NULL;
+}
+
 static void a_file_of_scans_that_is_not_right_is_named_and_done_without(void **state)
 {
     (void)state;
@@ -246,33 +258,27 @@ static void a_file_of_scans_that_is_not_right_is_named_and_done_without(void **s
     const long places[] = {0, 5, 8, 17, 25, 44, 60, 200, n / 2, n - 30000, n - 1};
     for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
         flip(path, places[i]);
-        const char *name = "text";
-        session_spec spec = {.contexts = &name, .n = 1, .top_k = K};
-        cairn_session *s = world_session(&w, store, &spec);
-        cairn_session_info info;
-        cairn_session_info_get(s, &info);
-        assert_non_null(strstr(info.warning, "segment 1"));
-        cairn_session_end(s);
-        if (i % 4 == 0) assert_asked_alike(&w, store, false);
+        assert_true(warns(&w, store));
+        if (i == 8) assert_asked_alike(&w, store, false);
         flip(path, places[i]);
     }
     /* what is no file, or not all of it; and a link is not followed */
     assert_int_equal(rename(path, other), 0);
     assert_asked_alike(&w, store, false);
     assert_int_equal(mkdir(path, 0700), 0);
-    assert_asked_alike(&w, store, false);
+    assert_true(warns(&w, store));
     assert_int_equal(rmdir(path), 0);
     assert_int_equal(mkfifo(path, 0600), 0);
-    assert_asked_alike(&w, store, false);
+    assert_true(warns(&w, store));
     assert_int_equal(unlink(path), 0);
     assert_int_equal(symlink(other, path), 0);
-    assert_asked_alike(&w, store, false);
+    assert_true(warns(&w, store));
     assert_int_equal(unlink(path), 0);
     assert_int_equal(truncate(other, n - 8), 0);
     assert_int_equal(rename(other, path), 0);
     assert_asked_alike(&w, store, false);
     assert_int_equal(truncate(path, 0), 0);
-    assert_asked_alike(&w, store, false);
+    assert_true(warns(&w, store));
     cairn_store_close(store);
     free(path);
     free(other);

@@ -17,7 +17,7 @@ enum {
     PANEL_ROWS_MAX = 128,
     CHUNK_BYTES = 32 << 20,  /* of row buffers, where the caller leaves the chunk to us */
     HIDDEN_BYTES = 16 << 20, /* of gate and up */
-    POOL_BYTES = 1 << 20,   /* of weights in a matrix-vector step from which waking threads pays (some 50 us of work) */
+    POOL_BYTES = 1 << 17,   /* of weights in a matrix-vector step from which threads pay: they spin between a token's */
     PIECE_BYTES = 64 << 10, /* of those, one item */
     CHUNK_BLOCKS_DEFAULT = 16,
     CHUNK_BLOCKS_MAX = 4096,

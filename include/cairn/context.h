@@ -7,7 +7,7 @@
  *         cairn_session_attend(s, layer, T, q, out);
  *     cairn_session_advance(s, ids, T);
  *
- * Where nobody needs the outcome of the last layer (ingest), its attend may be left out (but see cairn_session_learns).
+ * Where nobody needs the outcome of the last layer (ingest), its attend may be left out, or be a cairn_session_learn.
  * Rows are slots of the stream: every (C+1)-th row is a landmark. cairn_session_landmark_due tells when; the engine
  * feeds the landmark's token like any other row. Keys are given BEFORE rotary embedding; Cairn rotates.
  *
@@ -75,9 +75,9 @@ CAIRN_API cairn_status cairn_session_append(cairn_session *session, uint32_t lay
 /* q, out (rows, heads, head_dim); q before rotation, unscaled. */
 CAIRN_API cairn_status cairn_session_attend(cairn_session *session, uint32_t layer, size_t rows, const float *q,
                                             float *out);
-/* Indexes learn from queries where to look. Between append and the attend that may be left out: true for a few of many
- * chunks, whose queries they would learn from. What is answered does not depend on it, how soon does. */
-CAIRN_API bool cairn_session_learns(const cairn_session *session, uint32_t layer);
+/* Instead of an attend that may be left out: what searches become faster by is learnt from a few of its queries, and
+ * nothing is searched or fetched. q as attend's. No answer depends on it. */
+CAIRN_API cairn_status cairn_session_learn(cairn_session *session, uint32_t layer, size_t rows, const float *q);
 /* Reading ahead, for chunks of one row. After attend in layer l - 1 an engine may guess the query of layer `layer` = l,
  * (heads, head_dim), as attend will get it: that of the row as it is before the feed-forward layer comes close. The
  * tiles it would fetch are read while the engine computes. What a step answers does not depend on it, and a guess that

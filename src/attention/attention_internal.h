@@ -190,6 +190,8 @@ cairn_status attn_step_init(attn_step *step, const cairn_attention_shape *shape,
                             cairn_pool *pool);
 void attn_step_wipe(attn_step *step);
 cairn_status attn_step_run(attn_step *step, const attn_chunk *chunk, const attn_line *line, const attn_source *source);
+/* Of a chunk whose outcome nobody wants (out is not used): the layer's indexes learn from its queries all the same. */
+cairn_status attn_step_learn(attn_step *step, const attn_chunk *chunk, const attn_line *line);
 
 /* Searches a layer with a query that is only a guess of what it will be asked, of a chunk of one row (its `out` and own
  * keys are not looked at): step->requests gets the far blocks it would choose, *n of them, distinct, until the next
@@ -252,9 +254,7 @@ cairn_status attn_foresee_unit(attn_step *step, const attn_chunk *chunk, const a
 
 /* ---- lore.c ---- */
 
-/* Whether an index of the layer may learn from queries soon. */
-bool attn_lore_wanted(const attn_step *step, const attn_line *line, uint32_t layer);
-/* Keeps some of the chunk's, then. */
+/* Keeps some of the chunk's queries if an index of the layer may learn from them. */
 cairn_status attn_lore_keep(attn_step *step, const attn_chunk *chunk, const attn_line *line);
 /* Lets the layer's indexes learn from the queries of earlier chunks, if there are enough. */
 void attn_lore_teach(attn_step *step, const attn_chunk *chunk, const attn_line *line);

@@ -54,13 +54,14 @@ static uint32_t row_to_keep(uint32_t rows, uint32_t take, uint32_t i, uint64_t n
     return (uint32_t)(begin + ((uint32_t)(number * 2654435769U) * share >> 32));
 }
 
-bool attn_lore_wanted(const attn_step *step, const attn_line *line, uint32_t layer)
+/* Whether an index of the layer may learn soon. */
+static bool wanted(const attn_step *step, const attn_line *line, uint32_t layer)
 {
-    bool wanted = false;
+    bool any = false;
     if (!learns(step, layer)) return false;
     for (size_t p = 0; p < line->n_parts; p++)
-        wanted = wanted || cairn_index_will_learn(line->parts[p].index[(size_t)layer * step->shape->kv_heads]);
-    return wanted;
+        any = any || cairn_index_will_learn(line->parts[p].index[(size_t)layer * step->shape->kv_heads]);
+    return any;
 }
 
 cairn_status attn_lore_keep(attn_step *step, const attn_chunk *chunk, const attn_line *line)
@@ -68,7 +69,7 @@ cairn_status attn_lore_keep(attn_step *step, const attn_chunk *chunk, const attn
     const cairn_attention_shape *shape = step->shape;
     const size_t dim = shape->head_dim;
     const uint32_t per = shape->heads / shape->kv_heads;
-    if (!attn_lore_wanted(step, line, chunk->layer)) return CAIRN_OK;
+    if (!wanted(step, line, chunk->layer)) return CAIRN_OK;
     if (step->lore == NULL) {
         const size_t heads = (size_t)shape->layers * shape->kv_heads;
         if (heads * (sizeof *step->lore + ATTN_QUERIES_KEPT * dim * sizeof(float)) > step->learn_bytes) return CAIRN_OK;

@@ -408,6 +408,15 @@ cairn_status attn_step_foresee(attn_step *step, const attn_chunk *chunk, const a
     return st;
 }
 
+cairn_status attn_step_learn(attn_step *step, const attn_chunk *chunk, const attn_line *line)
+{
+    if (!attn_searches(step, chunk->layer)) return CAIRN_OK;
+    cairn_status st = prepare(step, chunk, line);
+    if (st != CAIRN_OK) return st;
+    attn_lore_teach(step, chunk, line);
+    return attn_lore_keep(step, chunk, line);
+}
+
 cairn_status attn_step_run(attn_step *step, const attn_chunk *chunk, const attn_line *line, const attn_source *source)
 {
     const cairn_attention_shape *shape = step->shape;

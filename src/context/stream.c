@@ -208,27 +208,45 @@ attn_line session_line(const cairn_session *s)
                        .cached = session_complete_blocks(s)};
 }
 
-cairn_status cairn_session_attend(cairn_session *s, uint32_t layer, size_t rows, const float *q, float *out)
+/* The chunk under way in the layer that was appended last. */
+static cairn_status begin_attend(cairn_session *s, uint32_t layer, size_t rows, const float *q, attn_chunk *out)
 {
-    attn_source source;
-    cairn_status st;
     if (s->broken) return cairn_fail(CAIRN_INVALID, "an earlier step of this session failed; begin a new one");
     if (layer + 1 != s->next_layer || rows != s->chunk_rows)
         return cairn_fail(CAIRN_INVALID, "attend of %zu rows in layer %u; append them first", rows, (unsigned)layer);
-    attn_chunk chunk = {.layer = layer,
+    *out = (attn_chunk){.layer = layer,
                         .rows = (uint32_t)rows,
                         .groups = s->groups,
                         .n_groups = s->n_groups,
                         .q = q,
-                        .out = out,
                         .own_k = stage_keys(s, 0, 0),
                         .own_v = stage_values(s, 0, 0)};
-    attn_line line = session_line(s);
     attn_part *last = &s->landmarks.parts[s->landmarks.n_parts - 1];
     uint64_t complete = s->stream_base + (s->slot + rows) / attn_slots(&s->shape);
     last->count = complete > last->first ? complete - last->first : 0;
+    return CAIRN_OK;
+}
+
+cairn_status cairn_session_attend(cairn_session *s, uint32_t layer, size_t rows, const float *q, float *out)
+{
+    attn_source source;
+    attn_chunk chunk;
+    cairn_status st = begin_attend(s, layer, rows, q, &chunk);
+    if (st != CAIRN_OK) return st;
+    chunk.out = out;
+    const attn_line line = session_line(s);
     if ((st = session_source(s, &source)) == CAIRN_OK) st = attn_step_run(&s->step, &chunk, &line, &source);
     if (st != CAIRN_OK) s->broken = true;
+    return st;
+}
+
+cairn_status cairn_session_learn(cairn_session *s, uint32_t layer, size_t rows, const float *q)
+{
+    attn_chunk chunk;
+    cairn_status st = begin_attend(s, layer, rows, q, &chunk);
+    if (st != CAIRN_OK) return st;
+    const attn_line line = session_line(s);
+    if ((st = attn_step_learn(&s->step, &chunk, &line)) != CAIRN_OK) s->broken = true;
     return st;
 }
 
@@ -371,15 +389,6 @@ cairn_status cairn_session_adopt(cairn_session *s, const cairn_session *donor, s
     if (memcmp(&donor->geometry, &s->geometry, sizeof s->geometry) != 0)
         return cairn_fail(CAIRN_MISMATCH, "donor and session have different geometries");
     return session_adopt_block(s, &donor->own.items[donor->own.n - 1], context);
-}
-
-bool cairn_session_learns(const cairn_session *s, uint32_t layer)
-{
-    enum { EVERY_BLOCKS = 256 }; /* a sixteenth of the chunks at 16 blocks each */
-    const uint64_t every = EVERY_BLOCKS * attn_slots(&s->shape);
-    const uint64_t next = (s->slot + every - 1) / every * every;
-    const attn_line line = session_line(s);
-    return s->chunk_rows != 0 && next < s->slot + s->chunk_rows && attn_lore_wanted(&s->step, &line, layer);
 }
 
 /* ---- commit ---- */

@@ -305,11 +305,12 @@ cairn_status forward_chunk(cairn_runtime *rt, uint32_t offset, size_t rows, bool
         project(rt, layer, tiles);
         if ((st = cairn_session_append(rt->session, l, rows, rt->k + offset * kv, rt->v + offset * kv)) != CAIRN_OK)
             return st;
-        if (from >= to && !cairn_session_learns(rt->session, l))
-            break; /* nobody looks at the outcome: the K and V of the last layer are all that is left to keep */
+        if (from >= to) { /* nobody looks at the outcome: the K and V of the last layer are all that is left to keep */
+            if ((st = cairn_session_learn(rt->session, l, rows, rt->q + offset * heads)) != CAIRN_OK) return st;
+            break;
+        }
         st = cairn_session_attend(rt->session, l, rows, rt->q + offset * heads, rt->attended + offset * heads);
         if (st != CAIRN_OK) return st;
-        if (from >= to) break;
         multiply_one(rt, &layer->o, rt->attended + from * rt->B * heads, rt->h + from * rt->B * m->info.width,
                      to - from);
         t = (tile_rows){.rt = rt, .norm = layer->ffn_norm, .added = rt->h, .first = from};

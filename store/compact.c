@@ -498,9 +498,6 @@ static cairn_status copy(compaction *c)
     return st;
 }
 
-/* Index files of segments that are no more, of generations not in force, tails of contexts that are no more, and
- * half-written ones: what a killed reindex left, or a removal that a power cut undid. Nobody writes one now: we have
- * the store to ourselves. Files are named "<segment>-<generation>..." or "tail-<context>"; what is not is not ours. */
 static bool context_is_gone(cairn_store *store, uint64_t id)
 {
     MDB_txn *txn;
@@ -511,6 +508,9 @@ static bool context_is_gone(cairn_store *store, uint64_t id)
     return gone;
 }
 
+/* Index files of segments that are no more, of generations not in force, tails of contexts that are no more, and
+ * half-written ones: what a killed reindex left, or a removal that a power cut undid. Nobody writes one now: we have
+ * the store to ourselves. Files are named "<segment>-<generation>..." or "tail-<context>"; what is not is not ours. */
 static void remove_stale_indexes(const compaction *c)
 {
     char path[STORE_PATH_MAX];

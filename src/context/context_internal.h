@@ -48,6 +48,10 @@ void own_pop_front(own_blocks *own, size_t n);
 own_block *own_at(const own_blocks *own, uint64_t block); /* NULL if it is not among them */
 uint8_t *own_tile(const own_blocks *own, const own_block *b, uint32_t layer, uint32_t head);
 uint8_t *own_landmark(const own_blocks *own, const own_block *b, uint32_t layer, uint32_t head);
+/* A block's data of so many tokens: tiles of all layers, `stride` bytes from one to the next, then landmark rows.
+ * Returns the bytes it takes there; `to` NULL: nothing is copied. */
+size_t own_copy(const own_blocks *own, uint8_t *to, size_t to_stride, const uint8_t *from, size_t from_stride,
+                uint32_t tokens);
 /* Moves complete blocks, oldest first, to an unlinked temporary file until at most `budget` bytes stay in RAM. */
 cairn_status own_spill(own_blocks *own, size_t budget);
 cairn_status own_unspill(own_blocks *own, own_block *b); /* back into RAM */
@@ -69,6 +73,11 @@ typedef struct landmark_set {
     char kinds[64];
     char warning[256];
 } landmark_set;
+
+static inline size_t n_heads(const landmark_set *set) /* of parts' indexes */
+{
+    return (size_t)set->shape->layers * set->shape->kv_heads;
+}
 
 typedef struct stored_range { /* logical blocks [first, first + count) */
     uint64_t first;
@@ -111,6 +120,8 @@ cairn_status scans_take(landmark_set *set, const attn_part *part, const cairn_st
 void scans_keep(cairn_session *s, bool all_in);
 /* The same file for another generation of the segment's index. */
 void scans_carry(const cairn_store *store, uint64_t segment, uint64_t from, uint64_t to);
+/* So many bytes of a file; false if it has not as many there, or cannot be read. */
+bool read_at(int fd, void *to, size_t bytes, uint64_t at);
 
 /* ---- the session ---- */
 
@@ -182,12 +193,14 @@ struct cairn_session {
     bool trace;
 };
 
-/* One more old block, before the first row: the early closed end of an attached context. */
-cairn_status session_adopt_block(cairn_session *s, const own_block *from, size_t context);
-/* What cairn_session_keep_tail has kept for an attached context, if it is still its end: a block's data, which the
- * caller frees. NULL: nothing. May run in parallel. Then it is adopted. */
+/* One more old block, before the first row: the early closed end of an attached context, of `fill` tokens. data: its
+ * tiles, `stride` bytes from one to the next, and behind them its landmark rows. */
+cairn_status session_adopt_block(cairn_session *s, const uint8_t *data, size_t stride, const cairn_token *tokens,
+                                 uint32_t fill, size_t context);
+/* The file cairn_session_keep_tail has written for an attached context, if it is still its end; the caller frees it.
+ * NULL: nothing. May run in parallel. Then its block is adopted. */
 uint8_t *session_kept_tail(const cairn_session *s, size_t context);
-cairn_status session_adopt_kept(cairn_session *s, size_t context, uint8_t *kept);
+cairn_status session_adopt_kept(cairn_session *s, size_t context, const uint8_t *kept);
 cairn_status session_source(cairn_session *s, attn_source *out);              /* fetching for the step */
 const stored_range *session_range_of(const cairn_session *s, uint64_t block); /* of a stored block */
 attn_line session_line(const cairn_session *s);

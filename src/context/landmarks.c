@@ -16,11 +16,6 @@ static bool retrieves(const landmark_set *set, uint32_t layer)
            !attn_is_local(set->shape, layer);
 }
 
-static size_t n_heads(const landmark_set *set)
-{
-    return (size_t)set->shape->layers * set->shape->kv_heads;
-}
-
 cairn_status landmarks_init(landmark_set *set, const cairn_attention_shape *shape, const cairn_geometry *geometry,
                             cairn_pool *pool)
 {

@@ -94,6 +94,18 @@ uint8_t *own_landmark(const own_blocks *own, const own_block *b, uint32_t layer,
     return rows + ((size_t)(layer - g->first_layer) * g->kv_heads + head) * own->landmark_bytes;
 }
 
+size_t own_copy(const own_blocks *own, uint8_t *to, size_t to_stride, const uint8_t *from, size_t from_stride,
+                uint32_t tokens)
+{
+    const cairn_geometry *g = &own->geometry;
+    const size_t tiles = (size_t)g->layers * g->kv_heads;
+    const size_t tile = cairn_tile_payload_bytes(g->dtype, tokens, g->head_dim);
+    const size_t rows = (size_t)(g->layers - g->first_layer) * g->kv_heads * own->landmark_bytes;
+    for (size_t i = 0; to != NULL && i < tiles; i++) memcpy(to + i * to_stride, from + i * from_stride, tile);
+    if (to != NULL) memcpy(to + tiles * to_stride, from + tiles * from_stride, rows);
+    return tiles * to_stride + rows;
+}
+
 static cairn_status open_spill(own_blocks *own)
 {
     if (own->spill_fd >= 0) return CAIRN_OK;

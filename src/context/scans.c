@@ -37,11 +37,6 @@ static size_t head_bytes(size_t parts)
     return HEAD + parts * sizeof(uint64_t) + sizeof(uint64_t);
 }
 
-static size_t n_heads(const landmark_set *set)
-{
-    return (size_t)set->shape->layers * set->shape->kv_heads;
-}
-
 /* Heads that retrieve are those with an index: theirs are the parts, in order. */
 static cairn_status list_parts(const landmark_set *set, const attn_part *part, cairn_index ***out, size_t *n)
 {
@@ -70,7 +65,7 @@ static cairn_status file_path(const cairn_store *store, uint64_t segment, uint64
 
 /* ---- reading ---- */
 
-static bool read_at(int fd, void *to, size_t bytes, uint64_t at)
+bool read_at(int fd, void *to, size_t bytes, uint64_t at)
 {
     for (size_t done = 0; done < bytes;) {
         ssize_t n = pread(fd, (char *)to + done, bytes - done, (off_t)(at + done));

@@ -351,7 +351,8 @@ cairn_status cairn_session_close_block(cairn_session *s)
     return CAIRN_OK;
 }
 
-cairn_status session_adopt_block(cairn_session *s, const own_block *from, size_t context)
+cairn_status session_adopt_block(cairn_session *s, const uint8_t *data, size_t stride, const cairn_token *tokens,
+                                 uint32_t fill, size_t context)
 {
     const cairn_geometry *g = &s->geometry;
     own_block *b = NULL;
@@ -362,13 +363,9 @@ cairn_status session_adopt_block(cairn_session *s, const own_block *from, size_t
     uint64_t block = s->n_stored + s->n_adopted;
     if ((st = own_push(&s->own, &b)) != CAIRN_OK) return st;
     /* no more than there is: the room for more tokens is not touched, and so no memory */
-    const size_t tiles = (size_t)g->layers * g->kv_heads, rows = s->own.data_bytes - tiles * s->own.tile_bytes;
-    const size_t tile = cairn_tile_payload_bytes(g->dtype, from->fill, g->head_dim);
-    for (size_t i = 0; i < tiles; i++)
-        memcpy(b->data + i * s->own.tile_bytes, from->data + i * s->own.tile_bytes, tile);
-    memcpy(b->data + tiles * s->own.tile_bytes, from->data + tiles * s->own.tile_bytes, rows);
-    memcpy(b->tokens, from->tokens, from->fill * sizeof *b->tokens);
-    b->fill = from->fill;
+    own_copy(&s->own, b->data, s->own.tile_bytes, data, stride, fill);
+    memcpy(b->tokens, tokens, fill * sizeof *b->tokens);
+    b->fill = fill;
     b->complete = true;
     const attn_part *part = &s->landmarks.parts[s->landmarks.n_parts - 1];
     for (uint32_t l = g->first_layer; l < g->layers && st == CAIRN_OK; l++)
@@ -388,7 +385,8 @@ cairn_status cairn_session_adopt(cairn_session *s, const cairn_session *donor, s
                           context);
     if (memcmp(&donor->geometry, &s->geometry, sizeof s->geometry) != 0)
         return cairn_fail(CAIRN_MISMATCH, "donor and session have different geometries");
-    return session_adopt_block(s, &donor->own.items[donor->own.n - 1], context);
+    const own_block *from = &donor->own.items[donor->own.n - 1];
+    return session_adopt_block(s, from->data, donor->own.tile_bytes, from->tokens, from->fill, context);
 }
 
 /* ---- commit ---- */

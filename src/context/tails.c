@@ -21,7 +21,6 @@
  * a power cut leaves of it its hash refuses. */
 #include "context_internal.h"
 
-#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <sys/stat.h>
@@ -45,28 +44,26 @@ static bool has_models_policy(const cairn_session *s)
            asked->window_blocks == own.window_blocks && asked->newest == own.newest;
 }
 
-/* A block in a file has no room between its parts; in a session there is room for C tokens. */
-typedef struct block_parts {
-    size_t tiles, tile, rows; /* number of tiles, bytes of one of n tokens, bytes of the landmark rows */
-    size_t bytes;
-} block_parts;
-
-static block_parts parts_of(const cairn_session *s, size_t tokens)
+/* In a file there is no room between a block's tiles. */
+static size_t stride_of(const cairn_session *s, size_t tokens)
 {
-    const cairn_geometry *g = &s->geometry;
-    block_parts p = {.tiles = (size_t)g->layers * g->kv_heads,
-                     .tile = cairn_tile_payload_bytes(g->dtype, (uint32_t)tokens, g->head_dim),
-                     .rows = (size_t)(g->layers - g->first_layer) * g->kv_heads * s->own.landmark_bytes};
-    p.bytes = p.tiles * p.tile + p.rows; /* at most own.data_bytes */
-    return p;
+    return cairn_tile_payload_bytes(s->geometry.dtype, (uint32_t)tokens, s->geometry.head_dim);
+}
+
+static size_t block_bytes(const cairn_session *s, size_t tokens)
+{
+    return own_copy(&s->own, NULL, stride_of(s, tokens), NULL, 0, (uint32_t)tokens);
+}
+
+static size_t head_bytes(size_t tokens)
+{
+    return HEAD + tokens * sizeof(cairn_token);
 }
 
 /* What the file of an attached context's tail begins with; its tokens follow. */
 static void put_head(const cairn_session *s, const attached *a, uint8_t *to)
 {
-    uint64_t segment = 0;
-    for (size_t i = 0; i < s->n_ranges && a->blocks != 0; i++)
-        if (s->ranges[i].first < a->first + a->blocks) segment = s->ranges[i].segment; /* the last one of its own */
+    const uint64_t segment = a->blocks != 0 ? session_range_of(s, a->first + a->blocks - 1)->segment : 0;
     memset(to, 0, HEAD);
     memcpy(to, MAGIC, sizeof MAGIC);
     cairn_put_le32(to + 4, VERSION);
@@ -74,7 +71,7 @@ static void put_head(const cairn_session *s, const attached *a, uint8_t *to)
     cairn_put_le64(to + 16, a->blocks);
     cairn_put_le64(to + 24, segment);
     cairn_put_le32(to + 32, (uint32_t)a->n_tail);
-    cairn_put_le64(to + 40, parts_of(s, a->n_tail).bytes);
+    cairn_put_le64(to + 40, block_bytes(s, a->n_tail));
     memcpy(to + HEAD, a->tail, a->n_tail * sizeof *a->tail);
 }
 
@@ -100,16 +97,14 @@ cairn_status cairn_session_keep_tail(cairn_session *s)
     a.blocks = s->n_stored; /* commits of this session among them */
     a.tail = b->tokens;
     a.n_tail = b->fill;
-    const block_parts p = parts_of(s, a.n_tail);
-    const size_t head = HEAD + a.n_tail * sizeof *a.tail;
-    tail_file f = {.n = head + p.bytes};
+    const size_t head = head_bytes(a.n_tail);
+    tail_file f = {.n = head + block_bytes(s, a.n_tail)};
     cairn_status st = cairn_store_tail_path(s->store, a.id, path, sizeof path);
     uint8_t *bytes = st == CAIRN_OK ? cairn_alloc(f.n) : NULL;
     if (st == CAIRN_OK && bytes == NULL) st = cairn_fail(CAIRN_NO_MEMORY, "the tail of %zu tokens", a.n_tail);
     if (st == CAIRN_OK) {
         put_head(s, &a, bytes);
-        for (size_t i = 0; i < p.tiles; i++) memcpy(bytes + head + i * p.tile, b->data + i * s->own.tile_bytes, p.tile);
-        memcpy(bytes + head + p.tiles * p.tile, b->data + p.tiles * s->own.tile_bytes, p.rows);
+        own_copy(&s->own, bytes + head, stride_of(s, a.n_tail), b->data, s->own.tile_bytes, b->fill);
         cairn_put_le64(bytes + HASH_AT, hash_of(bytes, f.n));
         f.bytes = bytes;
         st = cairn_put_file(path, write_bytes, &f);
@@ -125,12 +120,7 @@ static bool read_file(const char *path, uint8_t *to, size_t bytes)
     const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
     if (fd < 0) return false;
     bool right = fstat(fd, &info) == 0 && S_ISREG(info.st_mode) && (uint64_t)info.st_size == bytes;
-    for (size_t done = 0; right && done < bytes;) {
-        ssize_t n = read(fd, to + done, bytes - done);
-        if (n < 0 && errno == EINTR) continue;
-        right = n > 0;
-        done += right ? (size_t)n : 0;
-    }
+    right = right && read_at(fd, to, bytes, 0);
     close(fd);
     return right;
 }
@@ -142,27 +132,23 @@ uint8_t *session_kept_tail(const cairn_session *s, size_t context)
     if (a->n_tail == 0 || !has_models_policy(s) ||
         cairn_store_tail_path(s->store, a->id, path, sizeof path) != CAIRN_OK)
         return NULL;
-    const block_parts p = parts_of(s, a->n_tail);
-    const size_t head = HEAD + a->n_tail * sizeof *a->tail, n = head + p.bytes;
-    uint8_t *bytes = cairn_alloc(n), *expected = cairn_alloc(head), *data = NULL;
+    const size_t head = head_bytes(a->n_tail), n = head + block_bytes(s, a->n_tail);
+    uint8_t *bytes = cairn_alloc(n), *expected = cairn_alloc(head);
     bool right = bytes != NULL && expected != NULL && read_file(path, bytes, n);
     if (right) {
         put_head(s, a, expected);
         memcpy(expected + HASH_AT, bytes + HASH_AT, 8);
         right = memcmp(bytes, expected, head) == 0 && hash_of(bytes, n) == cairn_get_le64(bytes + HASH_AT);
     }
-    if (right && (data = cairn_alloc(s->own.data_bytes)) != NULL) {
-        for (size_t i = 0; i < p.tiles; i++) memcpy(data + i * s->own.tile_bytes, bytes + head + i * p.tile, p.tile);
-        memcpy(data + p.tiles * s->own.tile_bytes, bytes + head + p.tiles * p.tile, p.rows);
-    }
     cairn_free(expected);
+    if (right) return bytes;
     cairn_free(bytes);
-    return data;
+    return NULL;
 }
 
-cairn_status session_adopt_kept(cairn_session *s, size_t context, uint8_t *kept)
+cairn_status session_adopt_kept(cairn_session *s, size_t context, const uint8_t *kept)
 {
     const attached *a = &s->contexts[context];
-    const own_block block = {.data = kept, .tokens = a->tail, .fill = (uint32_t)a->n_tail};
-    return session_adopt_block(s, &block, context);
+    return session_adopt_block(s, kept + head_bytes(a->n_tail), stride_of(s, a->n_tail), a->tail, (uint32_t)a->n_tail,
+                               context);
 }

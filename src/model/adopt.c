@@ -24,7 +24,7 @@ typedef struct tails {
     const cairn_session *session;
     uint32_t threads;        /* of a donor */
     size_t first;            /* context of item 0 */
-    uint8_t **kept;          /* of each item: its block from a file; NULL: there is none, and there is */
+    uint8_t **kept;          /* of each item: the file of its block; NULL: there is none, and there is */
     cairn_session **donors;  /* a session that closed it; both NULL: nothing to adopt */
     cairn_status *status_of; /* likewise */
 } tails;

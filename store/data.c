@@ -136,6 +136,11 @@ cairn_status store_lmdb_fail(const store_data *data, int rc, const char *format,
     case EFBIG:
         return cairn_fail(CAIRN_FULL, "%s: %s: the limit on a file's size is reached (the file has %llu bytes)",
                           data->path, what, file);
+    case EAGAIN:
+        return cairn_fail(CAIRN_BUSY,
+                          "%s: %s: the file is commits ahead of its lock file; was one of the two replaced? End all "
+                          "processes that use the store, and open it again",
+                          data->path, what);
     case MDB_TXN_FULL:
         return cairn_fail(CAIRN_INVALID,
                           "%s: %s: more than one transaction can hold (131071 changed pages or values); "

@@ -636,6 +636,49 @@ static void many_reading_processes_see_whole_commits_while_one_writes(void **sta
     fixture_free(fx);
 }
 
+/* What a reader finds that LMDB entered at a commit and that was put aside for two more before it copied the roots. */
+static void a_view_is_never_of_a_later_commit_than_the_one_it_is_entered_at(void **state)
+{
+    (void)state;
+    /* in lock.mdb, after magic, format and the readers' mutex: the number of the last commit that readers see */
+    enum { ANNOUNCED = 8 + sizeof(pthread_mutex_t) };
+    fixture *fx = new_fixture();
+    cairn_snapshot *snap, *held;
+    cairn_context_info info;
+    fixture_open(fx, false);
+    fixture_context(fx, "a", 9, 5, 2);
+    assert_ok(cairn_snapshot_begin(fx->store, &held));
+    char *lock = test_path(fx->path, "data-1/lock.mdb");
+    int fd = open(lock, O_RDWR | O_CLOEXEC);
+    uint64_t last = 0;
+    MDB_envinfo now_in_file;
+    assert_int_equal(pread(fd, &last, sizeof last, ANNOUNCED), sizeof last);
+    assert_int_equal(mdb_env_info(fx->store->env->data.env, &now_in_file), 0);
+    assert_int_equal(last, now_in_file.me_last_txnid);
+    for (uint64_t back = 1; back <= 2; back++) {
+        uint64_t now = last - back;
+        assert_int_equal(pwrite(fd, &now, sizeof now, ANNOUNCED), sizeof now);
+        cairn_status status = cairn_snapshot_begin(fx->store, &snap);
+        if (back == 1) { /* the last one is in the file and not announced: the one before it is seen */
+            assert_ok(status);
+            cairn_snapshot_end(snap);
+            continue;
+        }
+        assert_int_equal(status, CAIRN_BUSY);
+        assert_non_null(strstr(cairn_last_error(), "lock file"));
+        assert_int_equal(cairn_snapshot_renew(held), CAIRN_BUSY);
+        assert_int_equal(cairn_snapshot_context(held, "a", &info), CAIRN_INVALID);
+    }
+    assert_int_equal(pwrite(fd, &last, sizeof last, ANNOUNCED), sizeof last);
+    close(fd);
+    free(lock);
+    assert_ok(cairn_snapshot_renew(held));
+    fixture_check_blocks(fx, held, "a", 9, 0, 5);
+    cairn_snapshot_end(held);
+    assert_clean(fx->store);
+    fixture_free(fx);
+}
+
 static void look_and_stay(int in, int out, void *arg)
 {
     fixture *fx = arg;
@@ -720,6 +763,7 @@ int main(void)
         cmocka_unit_test(where_addresses_are_few_a_smaller_map_is_reserved),
         cmocka_unit_test(a_file_grown_by_another_process_is_mapped_anew),
         cmocka_unit_test(many_reading_processes_see_whole_commits_while_one_writes),
+        cmocka_unit_test(a_view_is_never_of_a_later_commit_than_the_one_it_is_entered_at),
         cmocka_unit_test(a_reader_killed_while_an_ingest_goes_on_does_not_make_the_file_grow),
         cmocka_unit_test(a_store_on_a_read_only_file_system_is_read_without_leaving_a_trace),
     };

@@ -13,14 +13,14 @@
 static inline const cairn_kernels *next_table(const cairn_kernels *k)
 {
     const cairn_kernels *all[] = {&cairn_kernels_ref, cairn_kernels_avx2(), cairn_kernels_avx512_without_vnni(),
-                                  cairn_kernels_avx512()};
+                                  cairn_kernels_avx512(), cairn_kernels_amx()};
     size_t i = 0;
     if (k != NULL) { /* its last place: without VNNI two entries are the same */
-        for (size_t j = 0; j < 4; j++)
+        for (size_t j = 0; j < 5; j++)
             if (all[j] == k) i = j + 1;
     }
-    while (i < 4 && all[i] == NULL) i++;
-    return i < 4 ? all[i] : NULL;
+    while (i < 5 && all[i] == NULL) i++;
+    return i < 5 ? all[i] : NULL;
 }
 
 typedef struct guarded {

@@ -796,7 +796,8 @@ static void the_environment_asks_for_a_lesser_table_and_nonsense_gives_the_best(
     const char *saved = getenv("CAIRN_KERNELS");
     char *copy = saved != NULL ? strdup(saved) : NULL;
     const cairn_kernels *avx2 = cairn_kernels_avx2(), *avx512 = cairn_kernels_avx512();
-    const cairn_kernels *best = avx512 != NULL ? avx512 : avx2 != NULL ? avx2 : &cairn_kernels_ref;
+    const cairn_kernels *plain = avx512 != NULL ? avx512 : avx2 != NULL ? avx2 : &cairn_kernels_ref;
+    const cairn_kernels *amx = cairn_kernels_amx(), *best = amx != NULL ? amx : plain;
     unsetenv("CAIRN_KERNELS");
     assert_ptr_equal(cairn_kernels_best(), best);
     setenv("CAIRN_KERNELS", "ref", 1);
@@ -804,7 +805,8 @@ static void the_environment_asks_for_a_lesser_table_and_nonsense_gives_the_best(
     setenv("CAIRN_KERNELS", "avx2", 1);
     assert_ptr_equal(cairn_kernels_best(), avx2 != NULL ? avx2 : &cairn_kernels_ref);
     setenv("CAIRN_KERNELS", "avx512", 1);
-    assert_ptr_equal(cairn_kernels_best(), best);
+    assert_ptr_equal(cairn_kernels_best(), plain);
+    assert_null(cairn_kernels_bf16());
     setenv("CAIRN_KERNELS", "avx9000", 1);
     assert_ptr_equal(cairn_kernels_best(), best);
     if (copy != NULL)

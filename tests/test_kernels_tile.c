@@ -92,7 +92,8 @@ static const double EPS = 0x1p-24;
 static double score_rounding(const cairn_kernels *k, const fixture *f, const float *q)
 {
     double largest = 0;
-    if (k != cairn_kernels_avx512() || k == cairn_kernels_avx512_without_vnni() || f->dtype != CAIRN_Q8) return 0;
+    const bool by_bytes = k == cairn_kernels_amx() || k == cairn_kernels_avx512();
+    if (!by_bytes || k == cairn_kernels_avx512_without_vnni() || f->dtype != CAIRN_Q8) return 0;
     for (size_t d = 0; d < f->dim; d++) largest = fmax(largest, fabs(q[d] * scale_at(f->tile.key_scales, d)));
     return f->dim * 127 * largest / 32639 / 2;
 }
@@ -264,6 +265,42 @@ static void q8_rows_and_scales_out_of_the_ordinary_stay_in_their_place(void **st
     }
 }
 
+/* Tiles that follow each other, told so, as a step attends to them; in between, on the same thread, products that use
+ * the same registers. */
+static void a_run_of_q8_tiles_by_amx_has_the_bits_of_each_alone_by_vnni(void **state)
+{
+    (void)state;
+    enum { TILES = 5, N = 4 };
+    const cairn_kernels *amx = cairn_kernels_amx(), *vnni = cairn_kernels_avx512(), *bf16 = cairn_kernels_bf16();
+    const uint32_t shapes[][2] = {{63, 32}, {64, 64}, {32, 96}, {47, 128}, {50, 256}, {63, 512}};
+    if (amx == NULL) skip();
+    test_random r = {31};
+    for (size_t s = 0; s < 6; s++) {
+        const size_t D = shapes[s][1];
+        fixture f[TILES];
+        float out[N * 512] = {0}, want[N * 512] = {0}, weight[N], *rows[N], *want_rows[N], lse[2][N], c[64], want_c[64];
+        for (size_t i = 0; i < TILES; i++) f[i] = fixture_new(&r, CAIRN_Q8, shapes[s][0], shapes[s][1], s % 3);
+        for (size_t i = 0; i < N; i++) {
+            rows[i] = out + i * D, want_rows[i] = want + i * D;
+            weight[i] = (float)test_random_unit(&r);
+        }
+        if (bf16 != NULL) bf16->product(8, 8, 32, f[0].q, 32, 1, f[1].q, 8, want_c, 8, false);
+        for (size_t i = 0; i < TILES; i++) {
+            const size_t nq = i == 2 ? 1 : N; /* fewer are left to VNNI, inside a run too */
+            f[i].tile.coming = i > 0;
+            f[i].tile.next = i + 1 < TILES ? &f[i + 1].tile : NULL;
+            amx->tile_attend(&f[i].tile, nq, f[i].q_rows, weight, rows, i % 2 ? lse[0] : NULL, f[0].scratch);
+            vnni->tile_attend(&f[i].tile, nq, f[i].q_rows, weight, want_rows, i % 2 ? lse[1] : NULL, f[1].scratch);
+            if (i % 2) assert_memory_equal(lse[0], lse[1], nq * sizeof(float));
+            assert_memory_equal(out, want, N * D * sizeof *out);
+            if (bf16 == NULL) continue;
+            bf16->product(8, 8, 32, f[0].q, 32, 1, f[1].q, 8, c, 8, false);
+            assert_memory_equal(c, want_c, sizeof c);
+        }
+        for (size_t i = 0; i < TILES; i++) fixture_free(&f[i]);
+    }
+}
+
 /* ---- chunk invariance ---- */
 
 static void a_row_has_the_same_bits_alone_and_in_any_batch(void **state)
@@ -428,6 +465,7 @@ int main(void)
         cmocka_unit_test(large_shapes_and_batches_agree_with_attention_in_double),
         cmocka_unit_test(zero_queries_write_nothing),
         cmocka_unit_test(q8_rows_and_scales_out_of_the_ordinary_stay_in_their_place),
+        cmocka_unit_test(a_run_of_q8_tiles_by_amx_has_the_bits_of_each_alone_by_vnni),
         cmocka_unit_test(a_row_has_the_same_bits_alone_and_in_any_batch),
         cmocka_unit_test(a_token_has_the_same_score_however_many_follow_it),
         cmocka_unit_test(own_rows_in_f32_rounded_to_f16_score_like_the_stored_f16_tile),

@@ -11,6 +11,7 @@
  *     1024 x 1024 x 192         355 (110)    1024 x 192 x 1024, dy^T x  350 (111)    A transposed, C +=       219 (121)
  *     1024 x  512 x 192         386 (120)     192 x 512 x 1024          325 (114)    16 x 64 x 64             245 (115)
  */
+#include "amx.h"
 #include "twins_internal.h"
 
 #include <assert.h>
@@ -172,18 +173,15 @@ INLINE void put_line(__m512 sums, size_t n, float *c, bool add)
     _mm512_mask_storeu_ps(c, lanes(n), sums);
 }
 
-/* What ldtilecfg reads: every tile 16 rows of 64 bytes. It can take half a microsecond, so a thread does it for each
- * gemm, as others may have used tiles since the last one, but for a product only if it never did. */
-static _Thread_local bool ready;
+/* Every tile 16 rows of 64 bytes. Loading that can take half a microsecond, so a thread does it for each gemm, as
+ * others may have used tiles since the last one, but for a product only if this room did. */
+_Thread_local const amx_shapes *cairn_amx_shapes;
+static const amx_shapes whole_tiles = {
+    .palette = 1, .row_bytes = {64, 64, 64, 64, 64, 64, 64, 64}, .rows = {16, 16, 16, 16, 16, 16, 16, 16}};
 static void begin(void)
 {
-    static const struct {
-        uint8_t palette, first_row, zeros[14];
-        uint16_t row_bytes[16];
-        uint8_t rows[16];
-    } all = {.palette = 1, .row_bytes = {64, 64, 64, 64, 64, 64, 64, 64}, .rows = {16, 16, 16, 16, 16, 16, 16, 16}};
-    _tile_loadconfig(&all);
-    ready = true;
+    _tile_loadconfig(&whole_tiles);
+    cairn_amx_shapes = &whole_tiles;
 }
 
 /* C (m, n) = (add ? C : 0) + A B of up to 32 x 32, `steps` tiles deep: sums in tiles 0 and 1 of the upper rows, 2 and 3
@@ -298,6 +296,6 @@ void cairn_product_amx(size_t m, size_t n, size_t k, const float *a, size_t row,
     }
     _Alignas(64) bf16 packed[2][SMALL * SHALLOW];
     const pieces p = {packed[0], packed[1], SHALLOW, SMALL, SMALL};
-    if (!ready) begin();
+    if (cairn_amx_shapes != &whole_tiles) begin();
     by_pieces(&p, m, n, k, a, row, col, b, ldb, 1, c, ldc, add);
 }

@@ -17,8 +17,6 @@
 #include "tile_internal.h"
 #include "tile_stream.h"
 
-enum { MANY_QUERIES = 16 }; /* from here on the arithmetic outweighs the bytes */
-
 /* ---- scores ---- */
 
 /* QB queries x TB = VL / QB keys: VL vectors of partial sums, one tree, VL scores. dim is a multiple of VL. */
@@ -295,28 +293,6 @@ static void exp_rows(size_t tokens, size_t n, float *p, size_t ld, float *most, 
     for (size_t i = 0; i < n; i++) sum[i] = exp_pass(p + i * ld, p + i * ld, most[i], tokens);
 }
 
-/* The scales of a q8 tile lie behind its values and are needed before its first key. */
-static void ask_scales(const cairn_tile *tile)
-{
-    if (tile->dtype != CAIRN_Q8) return;
-    for (size_t i = 0; i < tile->head_dim; i += 16) _mm_prefetch((const char *)(tile->key_scales + i), _MM_HINT_T0);
-    for (size_t i = 0; i < tile->tokens; i += 16) _mm_prefetch((const char *)(tile->value_scales + i), _MM_HINT_T0);
-}
-
-/* What is asked for while nq rows attend to the tile, keys first. */
-static void begin_streams(const cairn_tile *tile, size_t nq, tile_stream *keys, tile_stream *values)
-{
-    const size_t bytes = (size_t)tile->tokens * tile->head_dim * cairn_dtype_size(tile->dtype);
-    const bool asks = nq < MANY_QUERIES;
-    *keys = tile_stream_of(asks ? tile->keys : NULL, tile->values, bytes);
-    *values = tile_stream_of(asks ? tile->values : NULL, tile->next != NULL ? tile->next->keys : NULL, bytes);
-    if (asks && !tile->coming) {
-        for (size_t i = 0; i < keys->ahead; i += 64) _mm_prefetch(keys->now + i, _MM_HINT_T0);
-        ask_scales(tile);
-    }
-    if (asks && tile->next != NULL) ask_scales(tile->next);
-}
-
 static void tile_attend(const cairn_tile *tile, size_t nq, const float *const *q, const float *weight,
                         float *const *out, float *lse, void *scratch)
 {
@@ -327,7 +303,7 @@ static void tile_attend(const cairn_tile *tile, size_t nq, const float *const *q
     }
     tile_scratch s = tile_scratch_over(scratch, tokens, tile->head_dim);
     tile_stream keys, values;
-    begin_streams(tile, nq, &keys, &values);
+    begin_streams(tile, nq, TILE_AHEAD, &keys, &values);
     for (size_t i = 0, n; i < nq; i += n) {
         float most[TILE_QUERIES], sum[TILE_QUERIES];
         n = nq - i < TILE_QUERIES ? nq - i : TILE_QUERIES;

@@ -2,26 +2,10 @@
  * compiled once for each. A row's arithmetic depends on its own length alone. */
 #include "kernels_internal.h"
 
+#include "body_exp.h"
+
 #include <assert.h>
 #include <math.h>
-
-/* exp(x) to 2 ulp (1.01 measured over all floats), exact 1 at 0, subnormal results included. x = n ln2 + r, |r| <=
- * ln2 / 2, e^r = 1 + r + r^2 q(r), q the minimax polynomial of degree 4 (relative error of e^r 3e-9, before rounding).
- * The clamp keeps inf - inf out of r; beyond it the results are 0 and inf all the same. A nan passes through. */
-INLINE vf v_exp(vf x)
-{
-    x = v_min(v_set(89.0f), v_max(v_set(-104.0f), x));
-    vf n = v_round(v_mul(x, v_set(0x1.715476p+0f))); /* x / ln2 */
-    vf r = v_fnma(n, v_set(0x1.62e430p-1f), x);      /* ln2 in two parts; the product is exact inside the fma */
-    r = v_fnma(n, v_set(-0x1.05c610p-29f), r);
-    vf q = v_set(0x1.6a2402p-10f);
-    q = v_fma(q, r, v_set(0x1.123a00p-7f));
-    q = v_fma(q, r, v_set(0x1.5558f2p-5f));
-    q = v_fma(q, r, v_set(0x1.555492p-3f));
-    q = v_fma(q, r, v_set(0x1.fffffcp-2f));
-    vf p = v_add(v_fma(v_mul(r, r), q, r), v_set(1.0f));
-    return v_ldexp(p, n);
-}
 
 /* Element i and the VL - 1 after it of a row of any stored type; q8 without its scale. */
 INLINE vf v_load_as(const void *row, cairn_dtype dtype, size_t i)

@@ -97,8 +97,9 @@ typedef struct cairn_kernels {
     /* out[i] += sum_t p[i * ld + t] * value t */
     void (*tile_mix)(const cairn_tile *tile, size_t nq, const float *p, size_t ld, float *const *out, void *scratch);
     /* The whole virtual key (paper section 3.1): r = softmax(q K^T); out[i] += weight[i] * r V; lse[i] (may be NULL) =
-     * log-sum-exp of the scores. tokens = 0 adds nothing and gives lse = -inf. With VNNI, of q8, both products are of
-     * 16 bits by 8: within 2^-16 of the largest q x key scale, and r x value scale, a term (avx512_vnni_tile.c). */
+     * log-sum-exp of the scores. tokens = 0 adds nothing and gives lse = -inf. With VNNI or AMX, of q8, both
+     * products are of 16 bits by 8: within 2^-16 of the largest q x key scale, and r x value scale, a term
+     * (avx512_vnni_tile.c). tile->next = NULL ends a run of tiles: what it took of the processor is given back. */
     void (*tile_attend)(const cairn_tile *tile, size_t nq, const float *const *q, const float *weight,
                         float *const *out, float *lse, void *scratch);
 
@@ -161,6 +162,9 @@ typedef struct cairn_kernels {
 extern const cairn_kernels cairn_kernels_ref;
 const cairn_kernels *cairn_kernels_avx2(void);   /* NULL where the CPU or the build has none (needs AVX2, FMA, F16C) */
 const cairn_kernels *cairn_kernels_avx512(void); /* NULL likewise (F, BW, DQ, VL; VNNI used when there) */
+/* The same but for tile_attend of q8, by AMX, from the first call on if the system then lets the process have its
+ * state; a stack for signals must have room for it (sysconf(_SC_MINSIGSTKSZ)). NULL where the CPU has no AMX. */
+const cairn_kernels *cairn_kernels_amx(void);
 /* The best table but with products in bf16, by AMX: `product` and `gemm` round their operands to nearest even as they
  * pack them and sum in f32; those of fewer than 8 rows, or over fewer than 8 numbers, stay f32. The one table whose
  * rows may depend on how many there are: for training, which asks for it. NULL where the CPU has no AMX, where the

@@ -9,6 +9,10 @@ enum {
     TILE_ROWS = 64     /* key rows converted to f32 at a time */
 };
 
+/* A weight below e^this one's greatest is nothing among 16 bits. Smaller ones would be subnormal numbers, for each of
+ * which the processor takes a hundred cycles. */
+#define EXP_LEAST (-80.0f)
+
 typedef struct tile_scratch {
     float *queries; /* (TILE_QUERIES, head_dim): queries with the q8 key scales folded in */
     float *rows;    /* (TILE_ROWS, head_dim): keys as f32 */

@@ -2,7 +2,7 @@
 #ifndef CAIRN_KERNELS_TILE_STREAM_H
 #define CAIRN_KERNELS_TILE_STREAM_H
 
-#include <stddef.h>
+#include "kernels_internal.h"
 
 #include <immintrin.h>
 
@@ -14,10 +14,9 @@ typedef struct tile_stream {
     size_t bytes, ahead;
 } tile_stream;
 
-static inline tile_stream tile_stream_of(const void *now, const void *then, size_t bytes)
+static inline tile_stream tile_stream_of(const void *now, const void *then, size_t bytes, size_t ahead)
 {
-    enum { AHEAD = 4096 };
-    return (tile_stream){now, then, bytes, bytes < AHEAD ? bytes : AHEAD};
+    return (tile_stream){now, then, bytes, bytes < ahead ? bytes : ahead};
 }
 
 /* Bytes [from, to) are about to be used. */
@@ -28,6 +27,32 @@ static inline __attribute__((always_inline)) void ask_ahead(const tile_stream *s
     size_t i = (from + s->ahead + 63) / 64 * 64;
     for (; i < end && i < s->bytes; i += 64) _mm_prefetch(s->now + i, _MM_HINT_T0);
     for (; i < end && s->then != NULL; i += 64) _mm_prefetch(s->then + (i - s->bytes), _MM_HINT_T0);
+}
+
+enum { MANY_QUERIES = 16 }; /* from here on the arithmetic outweighs the bytes */
+enum { TILE_AHEAD = 4096 };
+
+/* The scales of a q8 tile lie behind its values and are needed before its first key. */
+static inline void ask_scales(const cairn_tile *tile)
+{
+    if (tile->dtype != CAIRN_Q8) return;
+    for (size_t i = 0; i < tile->head_dim; i += 16) _mm_prefetch((const char *)(tile->key_scales + i), _MM_HINT_T0);
+    for (size_t i = 0; i < tile->tokens; i += 16) _mm_prefetch((const char *)(tile->value_scales + i), _MM_HINT_T0);
+}
+
+/* What is asked for while nq rows attend to the tile, keys first, so many bytes ahead. */
+static inline void begin_streams(const cairn_tile *tile, size_t nq, size_t ahead, tile_stream *keys,
+                                 tile_stream *values)
+{
+    const size_t bytes = (size_t)tile->tokens * tile->head_dim * cairn_dtype_size(tile->dtype);
+    const bool asks = nq < MANY_QUERIES;
+    *keys = tile_stream_of(asks ? tile->keys : NULL, tile->values, bytes, ahead);
+    *values = tile_stream_of(asks ? tile->values : NULL, tile->next != NULL ? tile->next->keys : NULL, bytes, ahead);
+    if (asks && !tile->coming) {
+        for (size_t i = 0; i < keys->ahead; i += 64) _mm_prefetch(keys->now + i, _MM_HINT_T0);
+        ask_scales(tile);
+    }
+    if (asks && tile->next != NULL) ask_scales(tile->next);
 }
 
 #endif

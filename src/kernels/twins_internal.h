@@ -27,6 +27,10 @@ void cairn_q8_scores_vnni(const cairn_tile *tile, size_t nq, const float *const 
 void cairn_q8_mix_vnni(const cairn_tile *tile, size_t nq, float *p, size_t ld, const float *factor, float *const *out,
                        const struct tile_scratch *scratch, const struct tile_stream *ahead);
 
+/* tile_attend of cairn_kernels_amx: q8, D a multiple of 32 up to 512, 16 to 64 tokens; of others the VNNI table's. */
+void cairn_tile_attend_amx(const cairn_tile *tile, size_t nq, const float *const *q, const float *weight,
+                           float *const *out, float *lse, void *scratch);
+
 /* product and gemm of the bf16 table */
 void cairn_product_amx(size_t m, size_t n, size_t k, const float *a, size_t row, size_t col, const float *b, size_t ldb,
                        float *c, size_t ldc, bool add);

@@ -58,7 +58,7 @@ static void tile_attend_vnni(const cairn_tile *tile, size_t nq, const float *con
     }
     tile_scratch s = tile_scratch_over(scratch, tokens, tile->head_dim);
     tile_stream keys, values;
-    begin_streams(tile, nq, TILE_AHEAD, &keys, &values);
+    begin_streams(tile, nq, &keys, &values);
     for (size_t i = 0, n; i < nq; i += n) {
         float most[TILE_QUERIES], sum[TILE_QUERIES], factor[TILE_QUERIES];
         n = nq - i < TILE_QUERIES ? nq - i : TILE_QUERIES;

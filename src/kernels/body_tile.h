@@ -287,10 +287,13 @@ static void tile_mix(const cairn_tile *tile, size_t nq, const float *p, size_t l
 /* Scores to exp(score - most) and their sums. Step by step over all rows rather than row by row: each step is short and
  * its rows are independent, so that several are under way at once; a row's own chain (greatest, exp, sum, quotient) is
  * 150 cycles long. */
-static void exp_rows(size_t tokens, size_t n, float *p, size_t ld, float *most, float *sum)
+static void exp_rows(size_t tokens, size_t n, float *p, size_t ld, float *most, float *sum, const tile_stream *ahead)
 {
     for (size_t i = 0; i < n; i++) most[i] = greatest(p + i * ld, tokens);
-    for (size_t i = 0; i < n; i++) sum[i] = exp_pass(p + i * ld, p + i * ld, most[i], tokens);
+    for (size_t i = 0; i < n; i++) {
+        ask_before(ahead, i, n);
+        sum[i] = exp_pass(p + i * ld, p + i * ld, most[i], tokens);
+    }
 }
 
 static void tile_attend(const cairn_tile *tile, size_t nq, const float *const *q, const float *weight,
@@ -303,12 +306,13 @@ static void tile_attend(const cairn_tile *tile, size_t nq, const float *const *q
     }
     tile_scratch s = tile_scratch_over(scratch, tokens, tile->head_dim);
     tile_stream keys, values;
-    begin_streams(tile, nq, TILE_AHEAD, &keys, &values);
+    begin_streams(tile, nq, &keys, &values);
+    values.before = nq >= 3 ? values.bytes / 4 : 0;
     for (size_t i = 0, n; i < nq; i += n) {
         float most[TILE_QUERIES], sum[TILE_QUERIES];
         n = nq - i < TILE_QUERIES ? nq - i : TILE_QUERIES;
         score_tile(tile, n, q + i, s.p, s.p_ld, &s, i == 0 ? &keys : NULL);
-        exp_rows(tokens, n, s.p, s.p_ld, most, sum);
+        exp_rows(tokens, n, s.p, s.p_ld, most, sum, i == 0 ? &values : NULL);
         for (size_t j = 0; j < n; j++) {
             float *p = s.p + j * s.p_ld;
             fold_value_scales(tile, p, weight[i + j] / sum[j], p);

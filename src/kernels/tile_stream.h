@@ -12,25 +12,39 @@
 typedef struct tile_stream {
     const char *now, *then; /* of the `bytes` each that are used now, and after them; now NULL: nothing is asked for */
     size_t bytes, ahead;
+    size_t before; /* of them asked for before the first is used: 0 or a quarter */
 } tile_stream;
 
-static inline tile_stream tile_stream_of(const void *now, const void *then, size_t bytes, size_t ahead)
+static inline tile_stream tile_stream_of(const void *now, const void *then, size_t bytes)
 {
-    return (tile_stream){now, then, bytes, bytes < ahead ? bytes : ahead};
+    enum { AHEAD = 4096 };
+    return (tile_stream){now, then, bytes, bytes < AHEAD ? bytes : AHEAD, 0};
 }
 
-/* Bytes [from, to) are about to be used. */
-static inline __attribute__((always_inline)) void ask_ahead(const tile_stream *s, size_t from, size_t to)
+static inline __attribute__((always_inline)) void ask_between(const tile_stream *s, size_t from, size_t to)
 {
-    if (s == NULL || s->now == NULL) return;
     const size_t end = to + s->ahead;
     size_t i = (from + s->ahead + 63) / 64 * 64;
     for (; i < end && i < s->bytes; i += 64) _mm_prefetch(s->now + i, _MM_HINT_T0);
     for (; i < end && s->then != NULL; i += 64) _mm_prefetch(s->then + (i - s->bytes), _MM_HINT_T0);
 }
 
+/* Bytes [from, to) are about to be used. */
+static inline __attribute__((always_inline)) void ask_ahead(const tile_stream *s, size_t from, size_t to)
+{
+    if (s == NULL || s->now == NULL) return;
+    if (s->before != 0) from = s->before + from - from / 4, to = s->before + to - to / 4;
+    ask_between(s, from, to);
+}
+
+/* Between keys and values come exponentials, a quarter of the time with four queries: of n steps of that the i-th. */
+static inline __attribute__((always_inline)) void ask_before(const tile_stream *s, size_t i, size_t n)
+{
+    if (s == NULL || s->now == NULL) return;
+    ask_between(s, s->before * i / n, s->before * (i + 1) / n);
+}
+
 enum { MANY_QUERIES = 16 }; /* from here on the arithmetic outweighs the bytes */
-enum { TILE_AHEAD = 4096 };
 
 /* The scales of a q8 tile lie behind its values and are needed before its first key. */
 static inline void ask_scales(const cairn_tile *tile)
@@ -40,14 +54,13 @@ static inline void ask_scales(const cairn_tile *tile)
     for (size_t i = 0; i < tile->tokens; i += 16) _mm_prefetch((const char *)(tile->value_scales + i), _MM_HINT_T0);
 }
 
-/* What is asked for while nq rows attend to the tile, keys first, so many bytes ahead. */
-static inline void begin_streams(const cairn_tile *tile, size_t nq, size_t ahead, tile_stream *keys,
-                                 tile_stream *values)
+/* What is asked for while nq rows attend to the tile, keys first. */
+static inline void begin_streams(const cairn_tile *tile, size_t nq, tile_stream *keys, tile_stream *values)
 {
     const size_t bytes = (size_t)tile->tokens * tile->head_dim * cairn_dtype_size(tile->dtype);
     const bool asks = nq < MANY_QUERIES;
-    *keys = tile_stream_of(asks ? tile->keys : NULL, tile->values, bytes, ahead);
-    *values = tile_stream_of(asks ? tile->values : NULL, tile->next != NULL ? tile->next->keys : NULL, bytes, ahead);
+    *keys = tile_stream_of(asks ? tile->keys : NULL, tile->values, bytes);
+    *values = tile_stream_of(asks ? tile->values : NULL, tile->next != NULL ? tile->next->keys : NULL, bytes);
     if (asks && !tile->coming) {
         for (size_t i = 0; i < keys->ahead; i += 64) _mm_prefetch(keys->now + i, _MM_HINT_T0);
         ask_scales(tile);

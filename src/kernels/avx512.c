@@ -17,11 +17,11 @@ enum { PRODUCT_ROWS = 12 }; /* x 2 vectors: the same count */
 #include "body_scan.h"
 #include "body_tile.h"
 
-/* exp_rows for weights that are rounded to 16 bits, added in the order that suits avx512_amx_tile.c: vector by vector,
- * four lanes, then the four of them. */
-static void exp_rows_near(size_t tokens, size_t n, float *p, size_t ld, float *most, float *sum)
+/* exp_rows of scores in base 2, for weights that are rounded to 16 bits, added in the order that suits
+ * avx512_amx_tile.c: vector by vector, four lanes, then the four of them. */
+static void exp2_rows_near(size_t tokens, size_t n, float *p, size_t ld, float *most, float *sum)
 {
-    const vf least = v_set(EXP_LEAST);
+    const vf least = v_set(BYTES_LEAST);
     for (size_t i = 0; i < n; i++) most[i] = greatest(p + i * ld, tokens);
     for (size_t i = 0; i < n; i++) {
         const vf shift = v_set(most[i]);
@@ -29,13 +29,13 @@ static void exp_rows_near(size_t tokens, size_t n, float *p, size_t ld, float *m
         vf s = v_zero();
         size_t t = 0;
         for (; t + VL <= tokens; t += VL) {
-            const vf e = v_exp_near(v_max(least, v_sub(v_load(row + t), shift)));
+            const vf e = v_exp2_near(v_max(least, v_sub(v_load(row + t), shift)));
             v_store(row + t, e);
             s = v_add(s, e);
         }
         if (t < tokens) {
             const vf x = v_or_least(v_load_n(row + t, tokens - t), tokens - t);
-            const vf e = v_exp_near(v_max(least, v_sub(x, shift)));
+            const vf e = v_exp2_near(v_max(least, v_sub(x, shift)));
             v_store_n(row + t, e, tokens - t);
             s = v_add(s, v_or_zero(e, tokens - t));
         }
@@ -63,9 +63,9 @@ static void tile_attend_vnni(const cairn_tile *tile, size_t nq, const float *con
         float most[TILE_QUERIES], sum[TILE_QUERIES], factor[TILE_QUERIES];
         n = nq - i < TILE_QUERIES ? nq - i : TILE_QUERIES;
         cairn_q8_scores_vnni(tile, n, q + i, s.p, s.p_ld, &s, i == 0 ? &keys : NULL);
-        exp_rows_near(tokens, n, s.p, s.p_ld, most, sum);
+        exp2_rows_near(tokens, n, s.p, s.p_ld, most, sum);
         for (size_t j = 0; j < n; j++) factor[j] = weight[i + j] / sum[j];
-        for (size_t j = 0; lse != NULL && j < n; j++) lse[i + j] = most[j] + logf(sum[j]);
+        for (size_t j = 0; lse != NULL && j < n; j++) lse[i + j] = most[j] * BYTES_LN2 + logf(sum[j]);
         cairn_q8_mix_vnni(tile, n, s.p, s.p_ld, factor, out + i, &s, i == 0 ? &values : NULL);
     }
 }

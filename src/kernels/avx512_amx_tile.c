@@ -10,16 +10,16 @@
  * lanes in the order that costs least: tokens 16 j + 4 t at lane 4 t + j. Values are turned to suit it, once for all
  * queries.
  *
- * Operations of D = 32 and four queries: digits 60, scores 100, exponentials 220, weights' digits 150, turning values
+ * Operations of D = 32 and four queries: digits 60, scores 100, exponentials 170, weights' digits 150, turning values
  * 100, adding 50, where VNNI takes 1,700; and six products of tiles, 8 or 16 cycles each. T = 63, one core of Emerald
  * Rapids, the best of eight turns, ns for a tile in L1, by VNNI and by AMX (64 queries, us):
  *
  *      D    4 queries      64 queries
- *     32    526, 405        6.1, 5.1
- *     64    740, 512        9.0, 6.6
- *    128  1,276, 844       14.7, 9.3
+ *     32    441, 313        4.8, 4.4
+ *     64    662, 431        7.4, 6.0
+ *    128  1,212, 710       13.4, 9.1
  *
- * One query is slower so (300 and 379 at D = 32), two are as fast: they are left to VNNI.
+ * One query was slower so (300 and 379 at D = 32), two as fast: they are left to VNNI.
  *
  * From memory the pace of asking counts as much: in rounds with all of a tile's products at once the same arithmetic
  * was no faster than VNNI's, in forty even pieces it takes two thirds of its time at D = 32.
@@ -76,8 +76,8 @@ INLINE size_t least_of(size_t a, size_t b)
 /* The tile that comes next, piece by piece while this one is used: as many lines on their way at any moment as there
  * are buffers for, and none that wait for one. */
 typedef struct asking {
-    const char *payload;
-    size_t bytes, asked, pieces;
+    const char *line, *until;
+    size_t piece; /* bytes */
 } asking;
 
 enum { PIECES = 40 };
@@ -85,16 +85,15 @@ enum { PIECES = 40 };
 static asking asking_for(const cairn_tile *tile)
 {
     if (tile == NULL) return (asking){0};
-    const size_t row = tile->head_dim + sizeof(float); /* as a payload has them: keys, values, scales */
-    return (asking){.payload = tile->keys,
-                    .bytes = tile->tokens * (tile->head_dim + row) + tile->head_dim * sizeof(float)};
+    const size_t scales = tile->tokens + tile->head_dim; /* as a payload has them: keys, values, scales */
+    const size_t bytes = 2 * (size_t)tile->tokens * tile->head_dim + scales * sizeof(float);
+    return (asking){tile->keys, tile->keys, (bytes + PIECES - 1) / PIECES};
 }
 
 INLINE void ask(asking *a, size_t pieces)
 {
-    a->pieces += pieces;
-    const size_t to = least_of(a->bytes, a->bytes * a->pieces / PIECES);
-    for (; a->asked < to; a->asked += 64) _mm_prefetch(a->payload + a->asked, _MM_HINT_T0);
+    a->until += pieces * a->piece;
+    for (; a->line < a->until; a->line += 64) _mm_prefetch(a->line, _MM_HINT_T0);
 }
 
 /* ---- four queries' numbers in each 128 bits ---- */
@@ -147,7 +146,7 @@ INLINE __m512 scaled(const float *q, const float *scales, size_t d)
 }
 
 /* Four queries times the key scales, for each four dims a row of 32 bytes: hi of the first query's four dims, of the
- * others', lo of the first. Returns the unit of query q in lanes 4 t + q. */
+ * others', lo of the first. Returns the unit of query q's scores, in base 2, in lanes 4 t + q. */
 static __m512 query_digits(const cairn_tile *tile, const float *const *q, int8_t *to, asking *next)
 {
     const size_t dim = tile->head_dim;
@@ -191,7 +190,7 @@ static __m512 query_digits(const cairn_tile *tile, const float *const *q, int8_t
         _mm512_store_si512(to + 128, _mm512_permutex2var_epi64(dims[2], first, dims[3]));
         _mm512_store_si512(to + 192, _mm512_permutex2var_epi64(dims[2], second, dims[3]));
     }
-    return _mm512_div_ps(largest, _mm512_set1_ps(QUERY_MAX));
+    return v_mul(_mm512_div_ps(largest, _mm512_set1_ps(QUERY_MAX)), v_set(BYTES_LOG2E));
 }
 
 /* sums[i]: of tokens i, i + 4, ..., i + 60 eight numbers each, hi and lo of four queries. */
@@ -230,16 +229,16 @@ INLINE void take_scores(size_t tokens, int32_t sums[FOUR][128], __m512 units, __
 #pragma GCC unroll 2
     for (size_t j = SHORTEST / 16; j < FOUR; j++) {
         if (tokens >= 16 * j + 16) continue;
+        const uint32_t there = tokens > 16 * j ? (1u << (tokens - 16 * j)) - 1 : 0;
 #pragma GCC unroll 4
         for (size_t i = 0; i < FOUR; i++) {
-            const size_t n = tokens > 16 * j + i ? least_of((tokens - 16 * j - i + 3) / 4, 4) : 0;
-            score[4 * j + i] =
-                _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), (__mmask16)((1u << 4 * n) - 1), score[4 * j + i]);
+            const __mmask16 lanes = (__mmask16)((there >> i & 0x1111) * 15);
+            score[4 * j + i] = _mm512_mask_mov_ps(v_set(-INFINITY), lanes, score[4 * j + i]);
         }
     }
 }
 
-/* exp(score - most) in their places. Returns the sums, added as tile_attend_vnni does. */
+/* 2^(score - most) in their places. Returns the sums, added as tile_attend_vnni does. */
 INLINE __m512 exponentials(__m512 p[16], __m512 *most, asking *next)
 {
     __m512 m[FOUR], sum[FOUR];
@@ -252,7 +251,7 @@ INLINE __m512 exponentials(__m512 p[16], __m512 *most, asking *next)
 #pragma GCC unroll 16
     for (int i = 0; i < 16; i++) {
         if (i % 4 == 0) ask(next, 2);
-        p[i] = v_exp_near(v_max(v_set(EXP_LEAST), v_sub(p[i], *most)));
+        p[i] = v_exp2_near(v_max(v_set(BYTES_LEAST), v_sub(p[i], *most)));
         sum[i % 4] = i < 4 ? p[i] : v_add(sum[i % 4], p[i]);
     }
     return over_tokens_sum(v_add(v_add(sum[0], sum[1]), v_add(sum[2], sum[3])));
@@ -325,18 +324,22 @@ static void turn_values(const cairn_tile *tile, int8_t *to, asking *next)
 {
     const size_t dim = tile->head_dim, tokens = tile->tokens;
     const int8_t *a = tile->values, *last = a + (tokens - 1) * dim;
-    for (size_t t = 0; t < tokens; t += 4, a += 4 * dim) {
-        int8_t *row = to + (t % 16 + t / 16) * 64;
-        if (t % 8 == 0) ask(next, 1);
-        if (dim == 32 && t + 4 <= tokens) {
-            turn_four_values(_mm512_loadu_si512(a), _mm512_loadu_si512(a + 64), row);
-            continue;
+    for (size_t t = 0; t < tokens; t += 16, to += 64)
+#pragma GCC unroll 4
+        for (size_t i = 0; i < 4; i++, a += 4 * dim) {
+            const size_t left = tokens > t + 4 * i ? tokens - t - 4 * i : 0;
+            int8_t *row = to + 256 * i;
+            if (i % 2 == 0) ask(next, 1);
+            if (dim == 32 && left >= 4) {
+                turn_four_values(_mm512_loadu_si512(a), _mm512_loadu_si512(a + 64), row);
+                continue;
+            }
+            if (left == 0) break;
+            const int8_t *b = left > 1 ? a + dim : last, *c = left > 2 ? a + 2 * dim : last;
+            const int8_t *e = left > 3 ? a + 3 * dim : last;
+            for (size_t d = 0; d < dim; d += 32, row += 2048)
+                turn_four_values(two_rows(a + d, b + d), two_rows(c + d, e + d), row);
         }
-        const int8_t *b = t + 1 < tokens ? a + dim : last, *c = t + 2 < tokens ? a + 2 * dim : last;
-        const int8_t *e = t + 3 < tokens ? a + 3 * dim : last;
-        for (size_t d = 0; d < dim; d += 32, row += 2048)
-            turn_four_values(two_rows(a + d, b + d), two_rows(c + d, e + d), row);
-    }
 }
 
 /* out[i] += unit[i] times the products of the weights in their tile with the turned values, n queries of four. */
@@ -427,9 +430,8 @@ void cairn_tile_attend_amx(const cairn_tile *tile, size_t nq, const float *const
             _Alignas(64) float m[16], total[16];
             _mm512_store_ps(m, most);
             _mm512_store_ps(total, sum);
-            for (size_t i = 0; i < n; i++) lse[first + i] = m[i] + logf(total[i]);
+            for (size_t i = 0; i < n; i++) lse[first + i] = m[i] * BYTES_LN2 + logf(total[i]);
         }
     }
-    ask(&next, PIECES);
     if (tile->next == NULL) give_back_registers();
 }

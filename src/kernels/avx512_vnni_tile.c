@@ -133,7 +133,7 @@ static digits query_digits(const cairn_tile *tile, const float *q, int8_t *to)
         words = _mm512_xor_si512(words, _mm512_set1_epi16(128));
         _mm512_storeu_si512(to + 2 * d, by_digits(words));
     }
-    return (digits){to, largest / QUERY_MAX, (int32_t)(128u * (uint32_t)_mm512_reduce_add_epi32(sum))};
+    return (digits){to, largest / QUERY_MAX * BYTES_LOG2E, (int32_t)(128u * (uint32_t)_mm512_reduce_add_epi32(sum))};
 }
 
 /* QB queries against the turned keys of n tokens, in whole vectors of scores. Meanwhile asks for half as many bytes,

@@ -18,8 +18,8 @@ void cairn_sketch_i8_vnni(const int8_t *rows, size_t block, size_t blocks, size_
 
 /* Whether a tile's shape suits the two functions below: q8, D a multiple of 32 up to 512. */
 bool cairn_q8_fits_vnni(const cairn_tile *tile);
-/* Scores of at most 64 queries, each times the key scales rounded to 2^-16 of its largest number, in rows of whole
- * vectors (scratch->p). ahead: what to ask for meanwhile, or NULL. */
+/* Scores times log2 e of at most 64 queries, each times the key scales rounded to 2^-16 of its largest number, in rows
+ * of whole vectors (scratch->p). ahead: what to ask for meanwhile, or NULL. */
 void cairn_q8_scores_vnni(const cairn_tile *tile, size_t nq, const float *const *q, float *scores, size_t ld,
                           const struct tile_scratch *scratch, const struct tile_stream *ahead);
 /* out[i] += factor[i] * sum_t p[i * ld + t] * value t, p at least 0 and, times the value scales, rounded likewise; p is

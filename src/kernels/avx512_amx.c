@@ -175,7 +175,6 @@ INLINE void put_line(__m512 sums, size_t n, float *c, bool add)
 
 /* Every tile 16 rows of 64 bytes. Loading that can take half a microsecond, so a thread does it for each gemm, as
  * others may have used tiles since the last one, but for a product only if this room did. */
-_Thread_local const amx_shapes *cairn_amx_shapes;
 static const amx_shapes whole_tiles = {
     .palette = 1, .row_bytes = {64, 64, 64, 64, 64, 64, 64, 64}, .rows = {16, 16, 16, 16, 16, 16, 16, 16}};
 static void begin(void)

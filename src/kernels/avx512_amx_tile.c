@@ -381,8 +381,10 @@ static bool take_registers(const cairn_tile *tile)
     return true;
 }
 
-static void give_back_registers(void)
+/* A run's end: a thread that holds them is slower to switch. */
+static void give_back_registers(const cairn_tile *tile)
 {
+    if (tile->next != NULL || cairn_amx_shapes == NULL) return;
     _tile_release();
     cairn_amx_shapes = NULL;
 }
@@ -392,6 +394,7 @@ void cairn_tile_attend_amx(const cairn_tile *tile, size_t nq, const float *const
 {
     if (nq < FEWEST || !fits(tile) || !take_registers(tile)) {
         cairn_kernels_avx512_vnni_table.tile_attend(tile, nq, q, weight, out, lse, scratch);
+        give_back_registers(tile);
         return;
     }
     const size_t tokens = tile->tokens, dim = tile->head_dim;
@@ -433,5 +436,5 @@ void cairn_tile_attend_amx(const cairn_tile *tile, size_t nq, const float *const
             for (size_t i = 0; i < n; i++) lse[first + i] = m[i] * BYTES_LN2 + logf(total[i]);
         }
     }
-    if (tile->next == NULL) give_back_registers();
+    give_back_registers(tile);
 }

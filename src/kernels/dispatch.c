@@ -47,6 +47,8 @@ const cairn_kernels *cairn_kernels_avx512(void)
     return table;
 }
 
+_Thread_local const amx_shapes *cairn_amx_shapes;
+
 #ifdef CAIRN_HAVE_AMX
 
 /* Bits of CPUID's leaf 7 and of XCR0, and the call by which a process asks Linux for the state of tiles, 8 KB a thread.

@@ -76,7 +76,7 @@ INLINE size_t least_of(size_t a, size_t b)
 /* The tile that comes next, piece by piece while this one is used: as many lines on their way at any moment as there
  * are buffers for, and none that wait for one. */
 typedef struct asking {
-    const char *line, *until;
+    const char *line, *until, *end;
     size_t piece; /* bytes */
 } asking;
 
@@ -87,13 +87,21 @@ static asking asking_for(const cairn_tile *tile)
     if (tile == NULL) return (asking){0};
     const size_t scales = tile->tokens + tile->head_dim; /* as a payload has them: keys, values, scales */
     const size_t bytes = 2 * (size_t)tile->tokens * tile->head_dim + scales * sizeof(float);
-    return (asking){tile->keys, tile->keys, (bytes + PIECES - 1) / PIECES};
+    return (asking){tile->keys, tile->keys, (const char *)tile->keys + bytes, (bytes + PIECES - 1) / PIECES};
 }
 
 INLINE void ask(asking *a, size_t pieces)
 {
     a->until += pieces * a->piece;
     for (; a->line < a->until; a->line += 64) _mm_prefetch(a->line, _MM_HINT_T0);
+}
+
+/* What is left, and then nothing. */
+static void ask_rest(asking *a)
+{
+    a->until = a->end;
+    ask(a, 0);
+    *a = (asking){0};
 }
 
 /* ---- four queries' numbers in each 128 bits ---- */
@@ -404,7 +412,7 @@ void cairn_tile_attend_amx(const cairn_tile *tile, size_t nq, const float *const
     tile_scratch s = tile_scratch_over(scratch, tokens, dim);
     int8_t *turned = (int8_t *)(void *)s.rows, *digits = (int8_t *)(void *)s.queries;
     asking own = asking_for(tile->coming ? NULL : tile), next = asking_for(tile->next);
-    ask(&own, PIECES);
+    ask_rest(&own);
     for (size_t first = 0; first < nq; first += FOUR) {
         const size_t n = least_of(nq - first, FOUR);
         const float *four[FOUR];
@@ -429,6 +437,7 @@ void cairn_tile_attend_amx(const cairn_tile *tile, size_t nq, const float *const
         WRITTEN();
         _tile_loadd(WEIGHTS, weights, 64);
         mix(dim, turned, unit, n, out + first, &next);
+        ask_rest(&next);
         if (lse != NULL) {
             _Alignas(64) float m[16], total[16];
             _mm512_store_ps(m, most);

@@ -7,22 +7,6 @@
 
 enum { ROW_GROUP = 8 };
 
-/* v_exp for x <= 0, where a result needs to be no smaller than e^-86 = 4.5e-38: no subnormals, so one step scales. */
-INLINE vf v_exp_down(vf x)
-{
-    x = v_max(v_set(-86.0f), x); /* a nan passes through */
-    vf n = v_round(v_mul(x, v_set(0x1.715476p+0f)));
-    vf r = v_fnma(n, v_set(0x1.62e430p-1f), x);
-    r = v_fnma(n, v_set(-0x1.05c610p-29f), r);
-    vf q = v_set(0x1.6a2402p-10f);
-    q = v_fma(q, r, v_set(0x1.123a00p-7f));
-    q = v_fma(q, r, v_set(0x1.5558f2p-5f));
-    q = v_fma(q, r, v_set(0x1.555492p-3f));
-    q = v_fma(q, r, v_set(0x1.fffffcp-2f));
-    vf p = v_add(v_fma(v_mul(r, r), q, r), v_set(1.0f));
-    return v_ldexp_normal(p, n);
-}
-
 /* A row as its phases see it: `whole` numbers in whole vectors, then `rest`. The vector of the rest may reach beyond
  * the row: what lies there is left as it is, but for numbers a causal mask makes 0. */
 typedef struct tile_row {

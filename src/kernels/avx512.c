@@ -2,6 +2,8 @@
  * here runs before dispatch.c has asked the CPU. */
 #include "vec512.h"
 
+#include "tile_bytes.h"
+
 #include "twins_internal.h"
 
 /* 32 registers: mixing 6 rows x 4 vectors of dims keeps 24 sums, 4 values and a weight. */

@@ -25,6 +25,7 @@
  * was no faster than VNNI's, in forty even pieces it takes two thirds of its time at D = 32.
  */
 #include "amx.h"
+#include "tile_bytes.h"
 #include "tile_internal.h"
 #include "twins_internal.h"
 #include "vec512.h"
@@ -40,8 +41,6 @@ enum {
     SHORTEST = 32, /* tokens */
     DIM_MAX = 512  /* sums of 16-bit numbers stay below 2^31 */
 };
-static const float QUERY_MAX = 32639, WEIGHT_MAX = 65535;
-static const float TINY = 1e-30f; /* what is smaller rounds to 0 */
 
 /* Tile registers: the intrinsics want a digit for their assembler's text. */
 #define SCORES  0
@@ -105,15 +104,6 @@ static void ask_rest(asking *a)
 }
 
 /* ---- four queries' numbers in each 128 bits ---- */
-
-/* In each 128 bits: out[j] has the j-th four bytes of all of x. */
-INLINE void turn_four(const __m512i x[4], __m512i out[4])
-{
-    __m512i a = _mm512_unpacklo_epi32(x[0], x[1]), b = _mm512_unpackhi_epi32(x[0], x[1]);
-    __m512i c = _mm512_unpacklo_epi32(x[2], x[3]), d = _mm512_unpackhi_epi32(x[2], x[3]);
-    out[0] = _mm512_unpacklo_epi64(a, c), out[1] = _mm512_unpackhi_epi64(a, c);
-    out[2] = _mm512_unpacklo_epi64(b, d), out[3] = _mm512_unpackhi_epi64(b, d);
-}
 
 INLINE __m512i swap_halves(__m512i x)
 {

@@ -16,6 +16,7 @@
  *     64    480, 390      990, 660      12,700, 7,500
  *    128    770, 690    1,690, 1,110    21,500, 12,900
  */
+#include "tile_bytes.h"
 #include "tile_internal.h"
 #include "tile_stream.h"
 #include "twins_internal.h"
@@ -28,8 +29,6 @@ enum {
     DIM_MAX = 512,         /* sums of 16-bit numbers stay below 2^31 */
     CHUNK = 32             /* dims turned at a time */
 };
-static const float QUERY_MAX = 32639, WEIGHT_MAX = 65535;
-static const float TINY = 1e-30f; /* what is smaller rounds to 0 */
 
 bool cairn_q8_fits_vnni(const cairn_tile *tile)
 {
@@ -50,15 +49,6 @@ INLINE __m512i two_rows(const bool full, const int8_t *rows, size_t dim, size_t 
     __m256i low = full || a < tokens ? _mm256_loadu_si256((const __m256i_u *)(rows + a * dim)) : none;
     __m256i high = full || b < tokens ? _mm256_loadu_si256((const __m256i_u *)(rows + b * dim)) : none;
     return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
-}
-
-/* In each 128 bits: out[j] has the j-th four bytes of all of x. */
-INLINE void turn_four(const __m512i x[4], __m512i out[4])
-{
-    __m512i a = _mm512_unpacklo_epi32(x[0], x[1]), b = _mm512_unpackhi_epi32(x[0], x[1]);
-    __m512i c = _mm512_unpacklo_epi32(x[2], x[3]), d = _mm512_unpackhi_epi32(x[2], x[3]);
-    out[0] = _mm512_unpacklo_epi64(a, c), out[1] = _mm512_unpackhi_epi64(a, c);
-    out[2] = _mm512_unpacklo_epi64(b, d), out[3] = _mm512_unpackhi_epi64(b, d);
 }
 
 /* 16 keys, unsigned: to[j] has dims 4 j .. 4 j + 3 of key t in lane t. */

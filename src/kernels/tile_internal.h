@@ -9,14 +9,6 @@ enum {
     TILE_ROWS = 64     /* key rows converted to f32 at a time */
 };
 
-/* Scores of q8 tiles are multiplied as bytes with log2 e in their unit. A weight below 2^LEAST of its greatest is
- * nothing among 16 bits; smaller ones would become subnormal numbers, for each of which the processor takes a hundred
- * cycles.
- */
-#define BYTES_LOG2E 0x1.715476p+0f
-#define BYTES_LN2   0x1.62e430p-1f
-#define BYTES_LEAST (-115.0f)
-
 typedef struct tile_scratch {
     float *queries; /* (TILE_QUERIES, head_dim): queries with the q8 key scales folded in */
     float *rows;    /* (TILE_ROWS, head_dim): keys as f32 */

@@ -143,15 +143,6 @@ static bool same_query(const attn_pick *a, const attn_pick *b)
     return a->row == b->row && a->g == b->g && a->delta == b->delta;
 }
 
-/* One line of each page of a tile that is attended to some tiles from now: by then its addresses are known, which at
- * the edge of a page costs as much as the arithmetic of a tile of few bytes. */
-static void touch_pages(const cairn_tile *tile)
-{
-    enum { PAGE = 4096 };
-    const size_t bytes = 2 * (size_t)tile->tokens * tile->head_dim * cairn_dtype_size(tile->dtype);
-    for (size_t at = 0; at < bytes; at += PAGE) __builtin_prefetch((const char *)tile->keys + at);
-}
-
 /* The unit's picks whose tiles are in the batch, tile by tile. */
 static void tiles_item(void *arg, size_t item, size_t worker)
 {
@@ -169,7 +160,7 @@ static void tiles_item(void *arg, size_t item, size_t worker)
     const attn_pick *turned[TILE_ROWS]; /* whose queries the first rows of w->q are */
     size_t n_turned = 0;
 
-    enum { PAGES_AHEAD = 4 }; /* tiles */
+    enum { LATER = 4 }; /* tiles */
     bool coming = false;
     while (unit->cursor < unit->n_picks && unit->picks[unit->cursor].tile < r->tile1) {
         const attn_pick *first = &unit->picks[unit->cursor];
@@ -194,9 +185,9 @@ static void tiles_item(void *arg, size_t item, size_t worker)
         tile.coming = coming;
         coming = then != NULL && then->tile < r->tile1 && then->tile != first->tile;
         if (coming) tile.next = &step->tiles[then->tile - r->tile0];
-        const size_t later = unit->cursor + PAGES_AHEAD * n;
+        const size_t later = unit->cursor + LATER * n;
         if (later < unit->n_picks && unit->picks[later].tile < r->tile1)
-            touch_pages(&step->tiles[unit->picks[later].tile - r->tile0]);
+            tile.later = &step->tiles[unit->picks[later].tile - r->tile0];
         if (dense) memset(w->partial, 0, n * dim * sizeof *w->partial);
         step->kernels->tile_attend(&tile, n, w->in, w->weight, w->to, dense ? w->lse : NULL, w->tile_scratch);
         for (size_t i = 0; dense && i < n; i++) {

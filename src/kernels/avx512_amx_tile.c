@@ -27,6 +27,7 @@
 #include "amx.h"
 #include "tile_bytes.h"
 #include "tile_internal.h"
+#include "tile_stream.h"
 #include "twins_internal.h"
 #include "vec512.h"
 
@@ -402,6 +403,7 @@ void cairn_tile_attend_amx(const cairn_tile *tile, size_t nq, const float *const
     tile_scratch s = tile_scratch_over(scratch, tokens, dim);
     int8_t *turned = (int8_t *)(void *)s.rows, *digits = (int8_t *)(void *)s.queries;
     asking own = asking_for(tile->coming ? NULL : tile), next = asking_for(tile->next);
+    touch_later(tile);
     ask_rest(&own);
     for (size_t first = 0; first < nq; first += FOUR) {
         const size_t n = least_of(nq - first, FOUR);

@@ -159,17 +159,18 @@ static void score_tile(const cairn_tile *tile, size_t nq, const float *const *q,
 
 /* ---- mix ---- */
 
-/* QB rows x DB vectors of dims, tokens in order. n < VL lanes when not `full` (then DB = 1). */
+/* QB rows x DB vectors of dims, tokens in order. n < VL lanes when not `full` (then DB = 1). Meanwhile `each` bytes a
+ * token are asked for, from `from` on. */
 INLINE void mix_block(const int QB, const int DB, const bool full, cairn_dtype dtype, const char *values, size_t stride,
                       size_t tokens, size_t first, size_t n, const float *p, size_t ld, float *const *out,
-                      const tile_stream *ahead)
+                      const tile_stream *ahead, size_t from, size_t each)
 {
     vf sum[32], value[8];
 #pragma GCC unroll 32
     for (int i = 0; i < QB * DB; i++) sum[i] = v_zero();
     for (size_t t = 0; t < tokens; t++) {
         const char *row = values + t * stride;
-        if (t % 4 == 0) ask_ahead(ahead, t * stride, (t + 4) * stride);
+        if (t % 4 == 0) ask_ahead(ahead, from + t * each, from + (t + 4) * each);
 #pragma GCC unroll 8
         for (int b = 0; b < DB; b++)
             value[b] = full ? v_load_as(row, dtype, first + (size_t)b * VL) : v_load_as_n(row, dtype, first, n);
@@ -192,21 +193,25 @@ INLINE void mix_block(const int QB, const int DB, const bool full, cairn_dtype d
         }
 }
 
-/* All dims of QB rows, in the widest blocks that still fit the registers: QB * WIDE accumulators. */
+/* All dims of QB rows, in the widest blocks that still fit the registers: QB * WIDE accumulators. The first block of
+ * dims asks for all that comes near, each for its share of what comes far. */
 INLINE void mix_queries(const int QB, const int WIDE, cairn_dtype dtype, const char *values, size_t tokens, size_t dim,
                         const float *p, size_t ld, float *const *out, const tile_stream *ahead)
 {
-    size_t stride = dim * cairn_dtype_size(dtype), d = 0;
-    for (; d + (size_t)WIDE * VL <= dim; d += (size_t)WIDE * VL, ahead = NULL)
-        mix_block(QB, WIDE, true, dtype, values, stride, tokens, d, VL, p, ld, out, ahead);
-    if (WIDE > 2)
-        for (; d + 2 * VL <= dim; d += 2 * VL, ahead = NULL)
-            mix_block(QB, 2, true, dtype, values, stride, tokens, d, VL, p, ld, out, ahead);
-    for (; d + VL <= dim; d += VL, ahead = NULL)
-        mix_block(QB, 1, true, dtype, values, stride, tokens, d, VL, p, ld, out, ahead);
+    const size_t size = cairn_dtype_size(dtype), stride = dim * size;
+    const bool far = ahead != NULL && ahead->far;
+    size_t d = 0;
+#define MIX(DB)                                                                                                        \
+    for (; d + (size_t)(DB)*VL <= dim; d += (size_t)(DB)*VL, ahead = far ? ahead : NULL)                               \
+    mix_block(QB, DB, true, dtype, values, stride, tokens, d, VL, p, ld, out, ahead, far ? tokens *d *size : 0,        \
+              far ? (size_t)(DB)*VL *size : stride)
+    MIX(WIDE);
+    if (WIDE > 2) MIX(2);
+    MIX(1);
+#undef MIX
     if (d < dim)
         for (size_t i = 0; i < (size_t)QB; i++)
-            mix_block(1, 1, false, dtype, values, stride, tokens, d, dim - d, p + i * ld, ld, out + i, NULL);
+            mix_block(1, 1, false, dtype, values, stride, tokens, d, dim - d, p + i * ld, ld, out + i, NULL, 0, 0);
 }
 
 INLINE void mix_rows(cairn_dtype dtype, const char *values, size_t tokens, size_t dim, size_t nq, const float *p,

@@ -22,9 +22,10 @@ typedef struct cairn_tile {
     const void *values;        /* (T, D) */
     const float *key_scales;   /* (D), q8 only */
     const float *value_scales; /* (T), q8 only */
-    /* For tile_attend: the tile that is attended to right after this one, whose first bytes and scales are then asked
-     * for while this one is used (NULL: not known), and whether this one's were so. Neither changes a result. */
-    const struct cairn_tile *next;
+    /* For tile_attend: the tiles that are attended to right after this one and some tiles from now, of the same shape,
+     * whose bytes are asked for while this one is used (NULL: not known), and whether this one's were so. None of the
+     * three changes a result. */
+    const struct cairn_tile *next, *later;
     bool coming;
 } cairn_tile;
 

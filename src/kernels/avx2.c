@@ -4,8 +4,8 @@
 
 #include "twins_internal.h"
 
-/* 16 registers: mixing 6 rows x 2 vectors of dims keeps 12 sums, 2 values and a weight. */
-enum { MIX_QUERIES = 6, MIX_WIDE = 2 };
+/* 16 registers: mixing 6 rows x 2 vectors of dims keeps 12 sums, 2 values and a weight, 4 x 3 one value more. */
+enum { MIX_QUERIES = 6, MIX_WIDE = 2, MIX_WIDE_FOUR = 3 };
 enum { PRODUCT_ROWS = 6 }; /* x 2 vectors: the same count */
 
 #include "body_vectors.h"
@@ -16,6 +16,16 @@ enum { PRODUCT_ROWS = 6 }; /* x 2 vectors: the same count */
 #include "body_row_softmax.h"
 #include "body_scan.h"
 #include "body_tile.h"
+
+/* tile_attend, of q8 by words where its shape suits them. */
+static void tile_attend_avx2(const cairn_tile *tile, size_t nq, const float *const *q, const float *weight,
+                             float *const *out, float *lse, void *scratch)
+{
+    if (cairn_q8_fits_words(tile))
+        attend_by_words(tile, nq, q, weight, out, lse, scratch, cairn_q8_scores_words, cairn_q8_mix_words);
+    else
+        tile_attend(tile, nq, q, weight, out, lse, scratch);
+}
 
 const cairn_kernels cairn_kernels_avx2_table = {
     .name = "avx2",
@@ -37,7 +47,7 @@ const cairn_kernels cairn_kernels_avx2_table = {
     .dequant = dequant,
     .tile_scores = tile_scores,
     .tile_mix = tile_mix,
-    .tile_attend = tile_attend,
+    .tile_attend = tile_attend_avx2,
     .scan_i8 = scan_i8,
     .sketch_i8 = sketch_i8,
     .scan_spread = scan_spread,

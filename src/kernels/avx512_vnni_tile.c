@@ -20,6 +20,7 @@
 #include "tile_internal.h"
 #include "tile_stream.h"
 #include "twins_internal.h"
+#include "vec512.h"
 #include "vec512_vnni.h"
 
 #include <math.h>

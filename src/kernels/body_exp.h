@@ -32,7 +32,7 @@ INLINE vf v_exp_down(vf x)
     return v_ldexp_normal(p, n);
 }
 
-/* 2^x for -126 <= x <= 127, exact 1 at 0, else within 5e-7: for what is then rounded to 16 bits. The polynomial is the
+/* 2^x for -125 <= x <= 127, exact 1 at 0, else within 5e-7: for what is then rounded to 16 bits. The polynomial is the
  * minimax one of degree 5 with 1 for its constant, over |x| <= 1/2. */
 INLINE vf v_exp2_near(vf x)
 {
@@ -42,7 +42,7 @@ INLINE vf v_exp2_near(vf x)
     p = v_fma(p, r, v_set(0x1.c74322p-5f));
     p = v_fma(p, r, v_set(0x1.ebfa4ep-3f));
     p = v_fma(p, r, v_set(0x1.62e39ep-1f));
-    return v_ldexp(v_fma(p, r, v_set(1.0f)), n);
+    return v_ldexp_normal(v_fma(p, r, v_set(1.0f)), n);
 }
 
 #endif

@@ -14,8 +14,10 @@
  *     64    410 (39)          440 (37)       970 (66 GF)      12,400 (84 GF)
  *    128    690 (47)          735 (44)     1,660 (78 GF)      21,800 (95 GF)
  */
+#include "tile_bytes.h"
 #include "tile_internal.h"
 #include "tile_stream.h"
+#include "twins_internal.h"
 
 /* ---- scores ---- */
 
@@ -33,7 +35,7 @@ INLINE void score_block(const int QB, cairn_dtype dtype, const char *keys, size_
     for (int i = 0; i < (TB + 3) / 4; i++) fourth[i] = keys + 4 * (size_t)i * stride;
     for (size_t d = 0; d < dim; d += VL) {
 #pragma GCC unroll 4
-        for (int i = 0; i < QB; i++) query[i] = v_load(q[i] + d);
+        for (int i = 0; i < QB; i++) query[i] = v_kept(v_load(q[i] + d));
 #pragma GCC unroll 16
         for (int t = 0; t < TB; t++) {
             vf key = v_load_as(fourth[t / 4] + (t % 4 == 3 ? three : (size_t)(t % 4) * stride), dtype, 0);
@@ -54,11 +56,14 @@ INLINE void score_block(const int QB, cairn_dtype dtype, const char *keys, size_
 INLINE void score_queries(const int QB, cairn_dtype dtype, const char *keys, size_t stride, size_t tokens, size_t dim,
                           const float *const *q, float *scores, size_t ld, const tile_stream *ahead)
 {
-    const size_t TB = (size_t)(VL / QB);
-    for (size_t t = 0; t < tokens; t += TB) {
-        if (t + TB > tokens) t = tokens - TB;
-        ask_ahead(ahead, t * stride, (t + TB) * stride);
-        score_block(QB, dtype, keys + t * stride, stride, dim, q, scores + t, ld);
+    const size_t TB = (size_t)(VL / QB), some = ask_every(ahead, TB, QB);
+    for (size_t t = 0; t < tokens;) {
+        const size_t end = t + some < tokens ? t + some : tokens;
+        ask_ahead(ahead, t * stride, end * stride);
+        for (; t < end; t += TB) {
+            if (t + TB > tokens) t = tokens - TB;
+            score_block(QB, dtype, keys + t * stride, stride, dim, q, scores + t, ld);
+        }
     }
 }
 
@@ -168,17 +173,21 @@ INLINE void mix_block(const int QB, const int DB, const bool full, cairn_dtype d
     vf sum[32], value[8];
 #pragma GCC unroll 32
     for (int i = 0; i < QB * DB; i++) sum[i] = v_zero();
-    for (size_t t = 0; t < tokens; t++) {
-        const char *row = values + t * stride;
-        if (t % 4 == 0) ask_ahead(ahead, from + t * each, from + (t + 4) * each);
+    const size_t some = ask_every(ahead, 4, QB);
+    for (size_t t = 0; t < tokens;) {
+        const size_t end = t + some < tokens ? t + some : tokens;
+        ask_ahead(ahead, from + t * each, from + end * each);
+        for (; t < end; t++) {
+            const char *row = values + t * stride;
 #pragma GCC unroll 8
-        for (int b = 0; b < DB; b++)
-            value[b] = full ? v_load_as(row, dtype, first + (size_t)b * VL) : v_load_as_n(row, dtype, first, n);
+            for (int b = 0; b < DB; b++)
+                value[b] = full ? v_load_as(row, dtype, first + (size_t)b * VL) : v_load_as_n(row, dtype, first, n);
 #pragma GCC unroll 8
-        for (int i = 0; i < QB; i++) {
-            vf weight = v_set(p[(size_t)i * ld + t]);
+            for (int i = 0; i < QB; i++) {
+                vf weight = v_set(p[(size_t)i * ld + t]);
 #pragma GCC unroll 8
-            for (int b = 0; b < DB; b++) sum[i * DB + b] = v_fma(weight, value[b], sum[i * DB + b]);
+                for (int b = 0; b < DB; b++) sum[i * DB + b] = v_fma(weight, value[b], sum[i * DB + b]);
+            }
         }
     }
 #pragma GCC unroll 8
@@ -221,7 +230,7 @@ INLINE void mix_rows(cairn_dtype dtype, const char *values, size_t tokens, size_
     for (; i + MIX_QUERIES <= nq; i += MIX_QUERIES, ahead = NULL)
         mix_queries(MIX_QUERIES, MIX_WIDE, dtype, values, tokens, dim, p + i * ld, ld, out + i, ahead);
     if (i + 4 <= nq) { /* a group of four shares one conversion */
-        mix_queries(4, MIX_WIDE, dtype, values, tokens, dim, p + i * ld, ld, out + i, ahead);
+        mix_queries(4, MIX_WIDE_FOUR, dtype, values, tokens, dim, p + i * ld, ld, out + i, ahead);
         ahead = NULL;
         i += 4;
     }
@@ -324,5 +333,56 @@ static void tile_attend(const cairn_tile *tile, size_t nq, const float *const *q
         }
         for (size_t j = 0; lse != NULL && j < n; j++) lse[i + j] = most[j] + logf(sum[j]);
         mix_tile(tile, n, s.p, s.p_ld, out + i, i == 0 ? &values : NULL);
+    }
+}
+
+/* ---- q8 by whole numbers of 16 bits ---- */
+
+/* exp_rows of scores in base 2, for weights that are rounded to 16 bits, added in the order that suits
+ * avx512_amx_tile.c: vector by vector, four lanes, then those sums. */
+static void exp2_rows_near(size_t tokens, size_t n, float *p, size_t ld, float *most, float *sum)
+{
+    const vf least = v_set(BYTES_LEAST);
+    for (size_t i = 0; i < n; i++) most[i] = greatest(p + i * ld, tokens);
+    for (size_t i = 0; i < n; i++) {
+        const vf shift = v_set(most[i]);
+        float *row = p + i * ld;
+        vf s = v_zero();
+        size_t t = 0;
+        for (; t + VL <= tokens; t += VL) {
+            const vf e = v_exp2_near(v_max(least, v_sub(v_load(row + t), shift)));
+            v_store(row + t, e);
+            s = v_add(s, e);
+        }
+        if (t < tokens) {
+            const vf x = v_or_least(v_load_n(row + t, tokens - t), tokens - t);
+            const vf e = v_exp2_near(v_max(least, v_sub(x, shift)));
+            v_store_n(row + t, e, tokens - t);
+            s = v_add(s, v_or_zero(e, tokens - t));
+        }
+        sum[i] = v_sum_of_fours(s);
+    }
+}
+
+/* tile_attend of a tile that suits the two functions given (twins_internal.h). */
+INLINE void attend_by_words(const cairn_tile *tile, size_t nq, const float *const *q, const float *weight,
+                            float *const *out, float *lse, void *scratch, cairn_q8_scores *scores, cairn_q8_mix *mix)
+{
+    const size_t tokens = tile->tokens;
+    tile_stream keys, values;
+    if (tokens == 0) {
+        tile_attend(tile, nq, q, weight, out, lse, scratch);
+        return;
+    }
+    tile_scratch s = tile_scratch_over(scratch, tokens, tile->head_dim);
+    begin_streams(tile, nq, &keys, &values);
+    for (size_t i = 0, n; i < nq; i += n) {
+        float most[TILE_QUERIES], sum[TILE_QUERIES], factor[TILE_QUERIES];
+        n = nq - i < TILE_QUERIES ? nq - i : TILE_QUERIES;
+        scores(tile, n, q + i, s.p, s.p_ld, &s, i == 0 ? &keys : NULL);
+        exp2_rows_near(tokens, n, s.p, s.p_ld, most, sum);
+        for (size_t j = 0; j < n; j++) factor[j] = weight[i + j] / sum[j];
+        for (size_t j = 0; lse != NULL && j < n; j++) lse[i + j] = most[j] * BYTES_LN2 + logf(sum[j]);
+        mix(tile, n, s.p, s.p_ld, factor, out + i, &s, i == 0 ? &values : NULL);
     }
 }

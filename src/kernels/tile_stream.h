@@ -44,6 +44,14 @@ static inline __attribute__((always_inline)) void ask_ahead(const tile_stream *s
     ask_between(s, from, to);
 }
 
+/* For how many tokens to ask at a time: `few` where it is for what is used soon; where it is not, for more of them, so
+ * that the loop in between has the registers to itself, but with one query for no more than arrive meanwhile. */
+static inline __attribute__((always_inline)) size_t ask_every(const tile_stream *s, size_t few, int queries)
+{
+    if (s != NULL && !s->far) return few;
+    return queries == 1 ? 8 : 16;
+}
+
 /* Between keys and values come exponentials, a quarter of the time with four queries: of n steps of that the i-th. */
 static inline __attribute__((always_inline)) void ask_before(const tile_stream *s, size_t i, size_t n)
 {
@@ -58,6 +66,12 @@ static inline size_t tile_half_bytes(const cairn_tile *tile) /* its keys, and it
     return (size_t)tile->tokens * tile->head_dim * cairn_dtype_size(tile->dtype);
 }
 
+static inline size_t tile_bytes(const cairn_tile *tile) /* with scales */
+{
+    const size_t scales = tile->dtype == CAIRN_Q8 ? ((size_t)tile->tokens + tile->head_dim) * sizeof(float) : 0;
+    return 2 * tile_half_bytes(tile) + scales;
+}
+
 /* The scales of a q8 tile lie behind its values and are needed before its first key. */
 static inline void ask_scales(const cairn_tile *tile)
 {
@@ -68,33 +82,34 @@ static inline void ask_scales(const cairn_tile *tile)
 
 /* One line of each page of the tile that is attended to some tiles from now: by then its addresses are known, which at
  * the edge of a page costs as much as the arithmetic of a tile of few bytes. */
+enum { TILE_PAGE = 4096 };
 static inline void touch_later(const cairn_tile *tile)
 {
-    enum { PAGE = 4096 };
     if (tile->later == NULL) return;
-    const size_t bytes = 2 * tile_half_bytes(tile->later);
-    for (size_t at = 0; at < bytes; at += PAGE) _mm_prefetch((const char *)tile->later->keys + at, _MM_HINT_T0);
+    const size_t bytes = tile_bytes(tile->later);
+    for (size_t at = 0; at < bytes; at += TILE_PAGE) _mm_prefetch((const char *)tile->later->keys + at, _MM_HINT_T0);
 }
 
-/* What is asked for while nq rows attend to the tile, keys first. */
+/* What is asked for while nq rows attend to the tile, keys first. Far: Zen 4 stops at a prefetch until its page is
+ * found, so pages are looked up together, but for a tile of one or two. */
 static inline void begin_streams(const cairn_tile *tile, size_t nq, tile_stream *keys, tile_stream *values)
 {
     enum { FAR = 6 << 10 };
-    const size_t bytes = tile_half_bytes(tile);
+    const size_t half = tile_half_bytes(tile), all = tile_bytes(tile);
     const bool asks = nq < MANY_QUERIES, far = __builtin_cpu_is("amd") != 0;
     const cairn_tile *next = tile->next;
-    *keys = tile_stream_of(asks ? tile->keys : NULL, tile->values, bytes);
-    *values = tile_stream_of(asks ? tile->values : NULL, next != NULL ? next->keys : NULL, bytes);
+    *keys = tile_stream_of(asks ? tile->keys : NULL, tile->values, half);
+    *values = tile_stream_of(asks ? tile->values : NULL, next != NULL ? next->keys : NULL, half);
     if (asks && !tile->coming) {
         for (size_t i = 0; i < keys->ahead; i += 64) _mm_prefetch(keys->now + i, _MM_HINT_T0);
         ask_scales(tile);
     }
+    if (!far || all > 2 * TILE_PAGE) touch_later(tile);
     if (far) {
-        if (2 * bytes < FAR && tile->later != NULL) next = tile->later;
-        *keys = (tile_stream){asks && next != NULL ? next->keys : NULL, NULL, bytes, 0, 0, true};
-        *values = (tile_stream){asks && next != NULL ? next->values : NULL, NULL, bytes, 0, 0, true};
-    } else
-        touch_later(tile);
+        if (all < FAR && tile->later != NULL) next = tile->later;
+        *keys = (tile_stream){asks && next != NULL ? next->keys : NULL, NULL, half, 0, 0, true};
+        *values = (tile_stream){asks && next != NULL ? next->values : NULL, NULL, half, 0, 0, true};
+    }
     if (asks && next != NULL) ask_scales(next);
 }
 

@@ -16,16 +16,20 @@ void cairn_scan_i8_vnni(const int8_t *rows, const float *row_scale, const int32_
 void cairn_sketch_i8_vnni(const int8_t *rows, size_t block, size_t blocks, size_t dim, const int8_t *q,
                           const int32_t *least, size_t nq, uint64_t *over);
 
-/* Whether a tile's shape suits the two functions below: q8, D a multiple of 32 up to 512. */
-bool cairn_q8_fits_vnni(const cairn_tile *tile);
-/* Scores times log2 e of at most 64 queries, each times the key scales rounded to 2^-16 of its largest number, in rows
- * of whole vectors (scratch->p). ahead: what to ask for meanwhile, or NULL. */
-void cairn_q8_scores_vnni(const cairn_tile *tile, size_t nq, const float *const *q, float *scores, size_t ld,
-                          const struct tile_scratch *scratch, const struct tile_stream *ahead);
+/* Scores times log2 e of at most 64 queries to a q8 tile, each times the key scales rounded to 2^-16 of its largest
+ * number, in rows of whole vectors (scratch->p). ahead: what to ask for meanwhile, or NULL. */
+typedef void cairn_q8_scores(const cairn_tile *tile, size_t nq, const float *const *q, float *scores, size_t ld,
+                             const struct tile_scratch *scratch, const struct tile_stream *ahead);
 /* out[i] += factor[i] * sum_t p[i * ld + t] * value t, p at least 0 and, times the value scales, rounded likewise; p is
  * used up. */
-void cairn_q8_mix_vnni(const cairn_tile *tile, size_t nq, float *p, size_t ld, const float *factor, float *const *out,
-                       const struct tile_scratch *scratch, const struct tile_stream *ahead);
+typedef void cairn_q8_mix(const cairn_tile *tile, size_t nq, float *p, size_t ld, const float *factor,
+                          float *const *out, const struct tile_scratch *scratch, const struct tile_stream *ahead);
+
+/* By VNNI, and by AVX2's products of words, of tiles that fit: q8, D a multiple of 32 up to 512. */
+bool cairn_q8_fits_vnni(const cairn_tile *tile);
+bool cairn_q8_fits_words(const cairn_tile *tile);
+cairn_q8_scores cairn_q8_scores_vnni, cairn_q8_scores_words;
+cairn_q8_mix cairn_q8_mix_vnni, cairn_q8_mix_words;
 
 /* tile_attend of cairn_kernels_amx: q8, D a multiple of 32 up to 512, 16 to 64 tokens; of others the VNNI table's. */
 void cairn_tile_attend_amx(const cairn_tile *tile, size_t nq, const float *const *q, const float *weight,

@@ -31,6 +31,11 @@ INLINE vf v_load(const void *p)
 {
     return _mm256_loadu_ps(p);
 }
+INLINE vf v_kept(vf x) /* in a register: not loaded again by each operation that takes it */
+{
+    __asm__("" : "+x"(x));
+    return x;
+}
 INLINE vf v_load_n(const void *p, size_t n)
 {
     return _mm256_maskload_ps(p, v_first(n));
@@ -223,6 +228,12 @@ INLINE float v_sum(vf x)
     x = v_add(x, _mm256_permute2f128_ps(x, x, 0x01));
     x = v_add(x, _mm256_shuffle_ps(x, x, 0x4e));
     return _mm256_cvtss_f32(v_add(x, _mm256_shuffle_ps(x, x, 0xb1)));
+}
+INLINE float v_sum_of_fours(vf x) /* four lanes each, then the two of them */
+{
+    x = v_add(x, _mm256_permute_ps(x, 0xb1));
+    x = v_add(x, _mm256_permute_ps(x, 0x4e));
+    return _mm256_cvtss_f32(v_add(x, _mm256_permute2f128_ps(x, x, 0x01)));
 }
 INLINE float v_greatest(vf x)
 {

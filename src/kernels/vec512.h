@@ -32,6 +32,10 @@ INLINE vf v_load(const void *p)
 {
     return _mm512_loadu_ps(p);
 }
+INLINE vf v_kept(vf x) /* as the compiler likes: of 32 registers there are enough */
+{
+    return x;
+}
 INLINE vf v_load_n(const void *p, size_t n)
 {
     return _mm512_maskz_loadu_ps(v_first(n), p);
@@ -234,6 +238,22 @@ INLINE vf v_load_doubled(const float *p) /* VL / 2 elements, each in two lanes *
 INLINE vf v_fma_minus_plus(vf a, vf b, vf c) /* a * b - c in even lanes, a * b + c in odd ones */
 {
     return _mm512_fmaddsub_ps(a, b, c);
+}
+
+INLINE float v_sum_of_fours(vf x) /* four lanes each, then the four of them */
+{
+    x = v_add(x, _mm512_permute_ps(x, 0xb1));
+    x = v_add(x, _mm512_permute_ps(x, 0x4e));
+    x = v_add(x, _mm512_shuffle_f32x4(x, x, 0x4e));
+    return _mm512_cvtss_f32(v_add(x, _mm512_shuffle_f32x4(x, x, 0xb1)));
+}
+/* In each 128 bits: out[j] has the j-th four bytes of all of x. */
+INLINE void turn_four(const __m512i x[4], __m512i out[4])
+{
+    __m512i a = _mm512_unpacklo_epi32(x[0], x[1]), b = _mm512_unpackhi_epi32(x[0], x[1]);
+    __m512i c = _mm512_unpacklo_epi32(x[2], x[3]), d = _mm512_unpackhi_epi32(x[2], x[3]);
+    out[0] = _mm512_unpacklo_epi64(a, c), out[1] = _mm512_unpackhi_epi64(a, c);
+    out[2] = _mm512_unpacklo_epi64(b, d), out[3] = _mm512_unpackhi_epi64(b, d);
 }
 
 /* ---- integers, for the scan ---- */

@@ -164,9 +164,10 @@ static void prepare_one(const cairn_sketch *sketch, const cairn_rows *rows, cair
     double known = head * head + tail * tail + open * open;
     double slack = sqrt(known) * sketch->slack_step;
     double unit = 0;
+    const double largest = rows->kernels->sketch_most - 0.1; /* of the image, its last byte rounded up */
     /* The larger a step of the image, the more it leaves open, which must fit into its last byte: room is made once. */
     for (int i = 0; i < 2; i++) {
-        unit = fmax(most, slack) / (i == 0 ? 126.9 : 120);
+        unit = fmax(most, slack) / (i == 0 ? largest : 0.95 * largest);
         if (!(unit > 1e-30 && unit < 1e30)) return;
         double miss = 0;
         for (size_t j = 0; j < kept; j++) {
@@ -176,9 +177,9 @@ static void prepare_one(const cairn_sketch *sketch, const cairn_rows *rows, cair
             miss += d * d;
         }
         slack = sqrt(known + miss / (sketch->level_weight * sketch->level_weight)) * sketch->slack_step * 1.000001;
-        if (slack <= 126.9 * unit) break;
+        if (slack <= largest * unit) break;
     }
-    if (!(slack <= 126.9 * unit)) return;
+    if (!(slack <= largest * unit)) return;
     image[kept] = (int8_t)ceil(slack / unit);
     double bias = 0;
     for (size_t j = 0; j < dim; j++) bias += (double)query->q[j] * (double)sketch->center[j];

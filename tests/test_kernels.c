@@ -608,11 +608,13 @@ static void sketches_say_which_integer_sums_reach_the_least_in_every_table(void 
             for (size_t m = 0; m < 10; m++) {
                 size_t dim = dims[d], nq = queries[m], groups = 1 + test_random_below(&r, 5), rows = 64 * groups;
                 size_t first = test_random_below(&r, (uint32_t)groups), n = groups - first;
+                const uint32_t most = (uint32_t)k->sketch_most;
                 guarded gr = guarded_new(rows * dim), gq = guarded_new(nq * dim);
                 int8_t *data = gr.data, *q = gq.data;
                 for (size_t i = 0; i < rows * dim; i++) data[i] = (int8_t)((int)test_random_below(&r, 256) - 128);
-                for (size_t i = 0; i < nq * dim; i++) q[i] = (int8_t)((int)test_random_below(&r, 256) - 128);
-                if (m % 3 == 1) memset(data, -128, rows * dim), memset(q, d % 2 ? -128 : 127, nq * dim);
+                for (size_t i = 0; i < nq * dim; i++)
+                    q[i] = (int8_t)((int)test_random_below(&r, 2 * most + 1) - (int)most);
+                if (m % 3 == 1) memset(data, -128, rows * dim), memset(q, d % 2 ? -(int)most : (int)most, nq * dim);
                 int32_t *sums = calloc(nq * 64 * n, sizeof *sums), least[64];
                 for (size_t i = 0; i < nq; i++) {
                     for (size_t c = 0; c < 64 * n; c++)

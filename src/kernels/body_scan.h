@@ -114,13 +114,17 @@ static void scan_i8(const int8_t *rows, const float *row_scale, const int32_t *r
     }
 }
 
-/* ---- sketches: a bit a row. Sums start at minus what they must reach, so that the sign is the answer ---- */
+/* ---- sketches: a bit a row. Sums start at minus what they must reach, so that the sign is the answer. Two products of
+ * a row's byte made unsigned, 255 at most, and a number of a query, SKETCH_MOST at most, fit into int16: a vector of
+ * rows costs one operation and three for each query, by words of 16 bits three and four. Nothing is asked for ahead:
+ * of 3.6 MB in L3 that took 0.073 ms instead of 0.058, of 36 MB in DRAM 1.6 instead of 1.4 (one Zen 4 core; by words
+ * 0.090 and 1.5)
+ * ---- */
 
-enum { SKETCH_QUERIES = 4 };
+enum { SKETCH_QUERIES = 4, SKETCH_MOST = 64 };
 
-INLINE void sketch_queries(const int NQ, const int8_t *rows, size_t blocks, const size_t dim,
-                           const int32_t (*even)[SCAN_DIM_MAX / 4], const int32_t (*odd)[SCAN_DIM_MAX / 4],
-                           const int32_t *least, uint64_t *over)
+INLINE void sketch_queries(const int NQ, const int8_t *rows, size_t blocks, const size_t dim, const int8_t *q,
+                           const int32_t *start, uint64_t *over)
 {
     for (size_t g = 0; g < blocks; g++) {
         vi half[2][SKETCH_QUERIES * NV]; /* sums of two vectors of rows as int16 */
@@ -130,11 +134,20 @@ INLINE void sketch_queries(const int NQ, const int8_t *rows, size_t blocks, cons
 #pragma GCC unroll 2
             for (int v = 0; v < 2; v++, rows += 16 * dim) {
 #pragma GCC unroll 16
-                for (int i = 0; i < NQ * NV; i++) sum[v][i] = vi_set(-least[i / NV]);
+                for (int i = 0; i < NQ * NV; i++) sum[v][i] = vi_set(start[i / NV]);
+#pragma GCC unroll 8
+                for (size_t j = 0; j < dim; j += 4) {
+                    vi x[NV];
+#pragma GCC unroll 2
+                    for (int h = 0; h < NV; h++) x[h] = vi_unsigned_bytes(vi_load(rows + j * 16 + h * VL * 4));
 #pragma GCC unroll 4
-                for (size_t j = 0; j < dim / 4; j++) {
-                    _mm_prefetch((const char *)rows + j * 64 + SCAN_AHEAD_BYTES, _MM_HINT_T0);
-                    scan_quad(NQ, rows + j * 64, j, even, odd, sum[v]);
+                    for (int i = 0; i < NQ; i++) {
+                        int32_t four;
+                        memcpy(&four, q + (size_t)i * dim + j, sizeof four);
+#pragma GCC unroll 2
+                        for (int h = 0; h < NV; h++)
+                            sum[v][i * NV + h] = vi_madd_bytes(x[h], vi_set(four), sum[v][i * NV + h]);
+                    }
                 }
             }
 #pragma GCC unroll 16
@@ -152,15 +165,15 @@ INLINE void sketch_queries(const int NQ, const int8_t *rows, size_t blocks, cons
 }
 
 /* The usual widths without a loop over dims. */
-INLINE void sketch_widths(const int NQ, const int8_t *rows, size_t blocks, size_t dim,
-                          const int32_t (*even)[SCAN_DIM_MAX / 4], const int32_t (*odd)[SCAN_DIM_MAX / 4],
-                          const int32_t *least, uint64_t *over)
+INLINE void sketch_widths(const int NQ, const int8_t *rows, size_t blocks, size_t dim, const int8_t *q,
+                          const int32_t *start, uint64_t *over)
 {
     switch (dim) {
-    case 8: sketch_queries(NQ, rows, blocks, 8, even, odd, least, over); break;
-    case 12: sketch_queries(NQ, rows, blocks, 12, even, odd, least, over); break;
-    case 16: sketch_queries(NQ, rows, blocks, 16, even, odd, least, over); break;
-    default: sketch_queries(NQ, rows, blocks, dim, even, odd, least, over);
+    case 8: sketch_queries(NQ, rows, blocks, 8, q, start, over); break;
+    case 12: sketch_queries(NQ, rows, blocks, 12, q, start, over); break;
+    case 16: sketch_queries(NQ, rows, blocks, 16, q, start, over); break;
+    case 24: sketch_queries(NQ, rows, blocks, 24, q, start, over); break;
+    default: sketch_queries(NQ, rows, blocks, dim, q, start, over);
     }
 }
 
@@ -168,19 +181,24 @@ static void sketch_i8(const int8_t *rows, size_t block, size_t blocks, size_t di
                       const int32_t *least, size_t nq, uint64_t *over)
 {
     assert(dim % 4 == 0 && dim <= SCAN_DIM_MAX);
-    int32_t even[SKETCH_QUERIES][SCAN_DIM_MAX / 4], odd[SKETCH_QUERIES][SCAN_DIM_MAX / 4];
     rows += block * 64 * dim;
     for (size_t first = 0, some; first < nq; first += some) {
         size_t left = nq - first;
         some = left >= 4 ? 4 : left >= 2 ? 2 : 1;
-        scan_pairs(q + first * dim, dim, some, even, odd);
+        const int8_t *at = q + first * dim;
+        int32_t start[SKETCH_QUERIES];
+        for (size_t i = 0; i < some; i++) {
+            int32_t sum = 0;
+            for (size_t j = 0; j < dim; j++) sum += at[i * dim + j];
+            start[i] = -128 * sum - least[first + i];
+        }
         uint64_t *to = over + first * blocks;
         if (some == 4)
-            sketch_widths(4, rows, blocks, dim, even, odd, least + first, to);
+            sketch_widths(4, rows, blocks, dim, at, start, to);
         else if (some == 2)
-            sketch_widths(2, rows, blocks, dim, even, odd, least + first, to);
+            sketch_widths(2, rows, blocks, dim, at, start, to);
         else
-            sketch_widths(1, rows, blocks, dim, even, odd, least + first, to);
+            sketch_widths(1, rows, blocks, dim, at, start, to);
     }
 }
 

@@ -118,7 +118,9 @@ typedef struct cairn_kernels {
     /* Which rows reach sum_j row_j q_ij >= least[i]: bit b of over[i * blocks + g] is row b of the g-th block of 64.
      * Of the 16 rows that share a vector, four follow each other, so that packing vectors puts the bits in order:
      * element (row r, dim j) is at (r/64)*64*dim + (r/4%4)*16*dim + (j/4)*64 + (r%64/16*4 + r%4)*4 + j%4
-     * (cairn_sketch_at). Exact; |least| <= 2^29; 4 <= dim <= 1024, a multiple of 4. */
+     * (cairn_sketch_at). Exact; |q_ij| <= sketch_most, 127 or less; |least| <= 2^29; 4 <= dim <= 1024, a multiple of 4.
+     */
+    int sketch_most;
     void (*sketch_i8)(const int8_t *rows, size_t block, size_t blocks, size_t dim, const int8_t *q,
                       const int32_t *least, size_t nq, uint64_t *over);
 

@@ -410,6 +410,7 @@ const cairn_kernels cairn_kernels_ref = {
     .tile_mix = ref_tile_mix,
     .tile_attend = ref_tile_attend,
     .scan_i8 = ref_scan_i8,
+    .sketch_most = 127,
     .sketch_i8 = ref_sketch_i8,
     .scan_spread = ref_scan_spread,
     .scan_round = ref_scan_round,

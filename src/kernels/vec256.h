@@ -281,6 +281,14 @@ INLINE vi vi_madd(vi a, vi b, vi c) /* c + the sum of the two int16 products of 
 {
     return _mm256_add_epi32(c, _mm256_madd_epi16(a, b));
 }
+INLINE vi vi_unsigned_bytes(vi x) /* each byte 128 greater */
+{
+    return _mm256_xor_si256(x, _mm256_set1_epi8((char)0x80));
+}
+INLINE vi vi_madd_bytes(vi a, vi b, vi c) /* c + the four products, unsigned by signed, of each lane; two fit int16 */
+{
+    return vi_madd(_mm256_maddubs_epi16(a, b), _mm256_set1_epi16(1), c);
+}
 INLINE vi vi_pack32(vi a, vi b) /* with saturation, to int16: four of a, four of b, in each 128 bits */
 {
     return _mm256_packs_epi32(a, b);

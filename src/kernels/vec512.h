@@ -282,6 +282,14 @@ INLINE vi vi_madd(vi a, vi b, vi c) /* c + the sum of the two int16 products of 
 {
     return _mm512_add_epi32(c, _mm512_madd_epi16(a, b));
 }
+INLINE vi vi_unsigned_bytes(vi x) /* each byte 128 greater */
+{
+    return _mm512_xor_si512(x, _mm512_set1_epi8((char)0x80));
+}
+INLINE vi vi_madd_bytes(vi a, vi b, vi c) /* c + the four products, unsigned by signed, of each lane; two fit int16 */
+{
+    return vi_madd(_mm512_maddubs_epi16(a, b), _mm512_set1_epi16(1), c);
+}
 INLINE vi vi_pack32(vi a, vi b) /* with saturation, to int16: four of a, four of b, in each 128 bits */
 {
     return _mm512_packs_epi32(a, b);

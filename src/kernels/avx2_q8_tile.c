@@ -34,15 +34,6 @@ INLINE size_t least(size_t a, size_t b)
     return a < b ? a : b;
 }
 
-/* sum plus the two products of each lane. GCC 12 else adds in an order of its own, for which the registers are too few.
- */
-INLINE vi add_products(vi x, vi y, vi sum)
-{
-    sum = vi_madd(x, y, sum);
-    __asm__("" : "+x"(sum));
-    return sum;
-}
-
 /* ---- factors as words ---- */
 
 /* The greatest of lanes that are not negative; what is not a number is greater still. By their bits: a maximum of
@@ -158,7 +149,7 @@ INLINE void score_block(const int QB, const int8_t *keys, size_t dim, size_t tok
             vi query = vi_load(q + (size_t)i * stride + d);
             __asm__("" : "+x"(query)); /* see v_kept */
 #pragma GCC unroll 8
-            for (int t = 0; t < TB; t++) sum[i * TB + t] = add_products(key[t], query, sum[i * TB + t]);
+            for (int t = 0; t < TB; t++) sum[i * TB + t] = vi_madd(key[t], query, sum[i * TB + t]);
         }
     }
 #pragma GCC unroll 4
@@ -222,8 +213,8 @@ INLINE void score_turned(const int QB, const vi *keys, size_t dim, const float *
 #pragma GCC unroll 4
         for (int i = 0; i < QB; i++) {
             const vi two = vi_set(by[i]);
-            sum[i][0] = add_products(keys[0], two, sum[i][0]);
-            sum[i][1] = add_products(keys[1], two, sum[i][1]);
+            sum[i][0] = vi_madd(keys[0], two, sum[i][0]);
+            sum[i][1] = vi_madd(keys[1], two, sum[i][1]);
         }
 #pragma GCC unroll 4
     for (int i = 0; i < QB; i++)
@@ -291,7 +282,7 @@ INLINE void mix_two(const int QB, const int WIDE, const int8_t *a, const int8_t 
     for (int i = 0; i < QB; i++) {
         const vi two = vi_set(by[i]);
 #pragma GCC unroll 8
-        for (int v = 0; v < 2 * WIDE; v++) sum[i][v] = add_products(x[v], two, sum[i][v]);
+        for (int v = 0; v < 2 * WIDE; v++) sum[i][v] = vi_madd(x[v], two, sum[i][v]);
     }
 }
 

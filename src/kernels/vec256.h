@@ -277,9 +277,13 @@ INLINE vi vi_odd_bytes(vi x) /* bytes 1 and 3 */
 {
     return _mm256_srai_epi16(x, 8);
 }
-INLINE vi vi_madd(vi a, vi b, vi c) /* c + the sum of the two int16 products of each 32-bit lane */
+/* c + the sum of the two int16 products of each 32-bit lane. GCC 12 else adds up in an order of its own, for which the
+ * registers are too few. */
+INLINE vi vi_madd(vi a, vi b, vi c)
 {
-    return _mm256_add_epi32(c, _mm256_madd_epi16(a, b));
+    c = _mm256_add_epi32(c, _mm256_madd_epi16(a, b));
+    __asm__("" : "+x"(c));
+    return c;
 }
 INLINE vi vi_unsigned_bytes(vi x) /* each byte 128 greater */
 {

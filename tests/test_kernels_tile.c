@@ -312,6 +312,38 @@ static void a_run_of_q8_tiles_by_amx_has_the_bits_of_each_alone_by_vnni(void **s
     }
 }
 
+/* Memory is asked for ahead by three ways, of small tiles and large, few queries and many. */
+static void what_follows_a_tile_changes_no_bit(void **state)
+{
+    (void)state;
+    enum { TILES = 5, N = 17 };
+    test_random r = {32};
+    const uint32_t dims[] = {32, 64, 128, 40};
+    const size_t queries[] = {1, 2, 4, 5, N};
+    for (const cairn_kernels *k = NULL; (k = next_table(k)) != NULL;) {
+        for (size_t s = 0; s < 4 * DTYPES; s++) {
+            const size_t D = dims[s / DTYPES];
+            fixture f[TILES];
+            float out[N * 128] = {0}, want[N * 128] = {0}, weight[N], *rows[N], *want_rows[N];
+            for (size_t i = 0; i < TILES; i++) f[i] = fixture_new(&r, dtypes[s % DTYPES], 63, dims[s / DTYPES], s % 2);
+            for (size_t i = 0; i < N; i++) {
+                rows[i] = out + i * D, want_rows[i] = want + i * D;
+                weight[i] = (float)test_random_unit(&r);
+            }
+            for (size_t i = 0; i < TILES; i++) {
+                cairn_tile run = f[i].tile;
+                run.coming = i > 0;
+                run.next = i + 1 < TILES ? &f[i + 1].tile : NULL;
+                run.later = i + 4 < TILES ? &f[i + 4].tile : NULL;
+                k->tile_attend(&run, queries[i], f[i].q_rows, weight, rows, NULL, f[0].scratch);
+                k->tile_attend(&f[i].tile, queries[i], f[i].q_rows, weight, want_rows, NULL, f[1].scratch);
+                assert_memory_equal(out, want, N * D * sizeof *out);
+            }
+            for (size_t i = 0; i < TILES; i++) fixture_free(&f[i]);
+        }
+    }
+}
+
 /* ---- chunk invariance ---- */
 
 static void a_row_has_the_same_bits_alone_and_in_any_batch(void **state)
@@ -477,6 +509,7 @@ int main(void)
         cmocka_unit_test(zero_queries_write_nothing),
         cmocka_unit_test(q8_rows_and_scales_out_of_the_ordinary_stay_in_their_place),
         cmocka_unit_test(a_run_of_q8_tiles_by_amx_has_the_bits_of_each_alone_by_vnni),
+        cmocka_unit_test(what_follows_a_tile_changes_no_bit),
         cmocka_unit_test(a_row_has_the_same_bits_alone_and_in_any_batch),
         cmocka_unit_test(a_token_has_the_same_score_however_many_follow_it),
         cmocka_unit_test(own_rows_in_f32_rounded_to_f16_score_like_the_stored_f16_tile),

@@ -5,9 +5,15 @@
  * becomes a word in half an operation where it becomes a float in two eighths; sums of words are exact in int32, so
  * that neither order nor blocking shows. What is lost is half of u and w: 2^-16 of the largest factor.
  *
- * Few queries: four against two keys, a tree over the lanes. From MANY on 16 keys are turned, so that a lane is a key
- * and there are no trees. Operations of 16 tokens x 32 dims for each of four queries: keys 128, trees 42, shared by the
- * four 32; values 128 and 8 broadcasts, shared 64.
+ * Few queries: four against two keys, a tree over the lanes. Of many, 16 keys are turned, so that a lane is a key and
+ * there are no trees. Operations of 16 tokens x 32 dims: of few queries 64 each and 42 for the trees, 32 for all;
+ * turning 192, then 64 each and 16 broadcasts; values 64 each and 16 broadcasts, 64 for all. T = 63, Zen 4, ns for a
+ * tile in L2, by f32 and by words:
+ *
+ *      D    1 query       4 queries
+ *     32    400, 310        840, 650
+ *     64    520, 420      1,330, 990
+ *    128    910, 680      2,390, 1,650
  */
 #include "tile_bytes.h"
 #include "tile_internal.h"
@@ -20,7 +26,8 @@ enum {
     DIM_MAX = 512, /* both sums stay below 2^31 */
     CHUNK = 32,    /* dims at a time */
     GROUP = 16,    /* keys turned at a time */
-    MANY = 8       /* queries */
+    MANY = 8,      /* queries, from which on keys are turned */
+    MANY_OF_SHORT = 3
 };
 static const float WORD_MAX = 32767;
 
@@ -223,7 +230,7 @@ INLINE void score_turned(const int QB, const vi *keys, size_t dim, const float *
             v_store(scores + (size_t)i * ld + h * VL, v_mul(vi_to_f32(sum[i][h]), v_set(unit[i])));
 }
 
-/* What fours of queries do: FOUR(4, i) .. FOUR(1, i) for the queries from i on. */
+/* FOUR(4) for each four of nq queries, from the i-th on, and at last FOUR of how many are left. */
 #define IN_FOURS(nq, FOUR)                                                                                             \
     for (size_t i = 0; i < (nq); i += 4) switch ((nq)-i) {                                                             \
         case 1: FOUR(1); break;                                                                                        \
@@ -239,7 +246,7 @@ void cairn_q8_scores_words(const cairn_tile *tile, size_t nq, const float *const
     const int8_t *keys = tile->keys;
     float unit[TILE_QUERIES];
     int16_t *words = (int16_t *)(void *)scratch->rows; /* later turned keys */
-    if (nq < MANY && !(dim <= 32 && nq > 2)) {
+    if (nq < (dim > CHUNK ? MANY : MANY_OF_SHORT)) {
         for (size_t i = 0; i < nq; i++) unit[i] = query_words(tile, q[i], words + i * dim);
 #define SCORE(QB)                                                                                                      \
     score_few(QB, keys, dim, tokens, words + i * dim, dim, unit + i, scores + i * ld, ld, i == 0 ? ahead : NULL)

@@ -256,6 +256,13 @@ void store_ahead_free(store_ahead *ahead);
 void store_ahead_at(store_ahead *ahead, uint32_t block);
 void store_ahead_seen(store_ahead *ahead, uint32_t block, size_t record_bytes);
 
+/* And that the leaves in which these tiles will be looked up are about to be read, if they are not in memory: what
+ * many lookups would wait for one after the other. NULL does nothing. One thread at a time. */
+typedef struct store_leaves store_leaves;
+store_leaves *store_leaves_new(const cairn_store *store);
+void store_leaves_free(store_leaves *leaves);
+void store_leaves_announce(store_leaves *leaves, cairn_snapshot *snap, const cairn_tile_id *ids, size_t n);
+
 /* Value of a key; *out lies inside the file (file_bytes). NOT_FOUND leaves the error text alone. */
 cairn_status store_get(const cairn_store *store, MDB_txn *txn, uint64_t file_bytes, store_db db, const void *key,
                        size_t key_bytes, cairn_span *out);

@@ -1,12 +1,14 @@
-/* test_store_ahead.c - read-ahead of landmark records: which leaf pages hold a range, and that they come into memory.
- */
+/* test_store_ahead.c - read-ahead of landmark records and of tiles' leaves: which pages hold a range, and that they
+ * come into memory. */
 #include "store_fixture.h"
 
 #include <pages.h>
 #include <store_internal.h>
 
 #include <fcntl.h>
+#include <limits.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -194,12 +196,92 @@ static void cold_records_come_into_memory_before_they_are_read(void **state)
     }
 }
 
+/* How often the kernel has to read the file while these tiles are looked up. */
+static long reads_of_lookups(cairn_snapshot *snap, const cairn_tile_id *ids, size_t n)
+{
+    struct rusage before, after;
+    cairn_span record;
+    assert_int_equal(getrusage(RUSAGE_SELF, &before), 0);
+    for (size_t i = 0; i < n; i++) assert_ok(store_locate(snap, ids[i], &record));
+    assert_int_equal(getrusage(RUSAGE_SELF, &after), 0);
+    return after.ru_majflt - before.ru_majflt;
+}
+
+static void cold_leaves_of_tiles_come_into_memory_before_they_are_looked_up(void **state)
+{
+    (void)state;
+    enum { BLOCKS = 700, TILES = 40 };
+    fixture *fx = fixture_new(small);
+    cairn_snapshot *snap = NULL;
+    const uint64_t segment = fixture_context(fx, "a", 1, BLOCKS, 0);
+    cairn_tile_id ids[TILES];
+    for (uint32_t i = 0; i < TILES; i++)
+        ids[i] = (cairn_tile_id){segment, (i * 17 + 9) % TILES * 17, (uint16_t)(1 + i % 2), (uint16_t)(i / 2 % 2)};
+    (void)cool(fx, &snap, 2);
+    if (reads_of_lookups(snap, ids, TILES) < TILES / 4) {
+        cairn_snapshot_end(snap);
+        fixture_free(fx);
+        skip(); /* this file system keeps files in memory */
+    }
+    long reads = LONG_MAX;
+    for (int tries = 0; tries < 5 && reads > 2; tries++) { /* how long the disk takes is not ours to say */
+        cairn_snapshot_end(snap);
+        (void)cool(fx, &snap, 2);
+        store_leaves *leaves = store_leaves_new(fx->store);
+        assert_non_null(leaves);
+        store_leaves_announce(leaves, snap, ids, TILES);
+        nanosleep(&(struct timespec){.tv_nsec = 100000000}, NULL);
+        reads = reads_of_lookups(snap, ids, TILES);
+        for (int again = 0; again < 600; again++)
+            store_leaves_announce(leaves, snap, ids, TILES); /* none is cold now */
+        store_leaves_free(leaves);
+    }
+    assert_true(reads <= 2); /* the pages above them */
+    store_leaves_announce(NULL, snap, ids, TILES);
+    cairn_snapshot_end(snap);
+    fixture_free(fx);
+}
+
+static void leaves_that_cannot_be_found_are_not_announced(void **state)
+{
+    (void)state;
+    fixture *fx = fixture_new(small);
+    cairn_snapshot *snap = NULL;
+    const uint64_t segment = fixture_context(fx, "a", 1, 700, 0);
+    const cairn_tile_id ids[] = {
+        {segment, 3, 1, 0}, {segment, 300, 2, 1}, {segment, 699, 1, 1}, {segment + 9, 1, 1, 0}};
+    assert_ok(cairn_snapshot_begin(fx->store, &snap));
+    const store_data *data = &fx->store->env->data;
+    page_file file;
+    page_tree trees[DB_COUNT];
+    assert_ok(page_file_peek(data->fd, data->path, &file));
+    assert_ok(page_file_at(&file, mdb_txn_id(snap->txn)));
+    assert_ok(store_trees(&file, trees, NULL, NULL));
+    assert_true(trees[DB_TILE].depth >= 2);
+    char *path = test_path(data->path, "data.mdb");
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    assert_true(fd >= 0);
+    const uint64_t far = UINT64_MAX;
+    store_leaves *leaves = store_leaves_new(fx->store);
+    assert_int_equal(pwrite(fd, &far, 4, (off_t)(trees[DB_TILE].root * data->page_bytes + 12)), 4); /* its bounds */
+    for (int i = 0; i < 3; i++) store_leaves_announce(leaves, snap, ids, sizeof ids / sizeof *ids);
+    store_leaves_free(leaves);
+    close(fd);
+    free(path);
+    cairn_snapshot_end(snap);
+    cairn_store_close(fx->store);
+    fx->store = NULL;
+    fixture_free(fx);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_leaves_of_a_range_are_those_that_hold_its_records),
         cmocka_unit_test(a_damaged_branch_page_is_an_error_and_nothing_worse),
         cmocka_unit_test(cold_records_come_into_memory_before_they_are_read),
+        cmocka_unit_test(cold_leaves_of_tiles_come_into_memory_before_they_are_looked_up),
+        cmocka_unit_test(leaves_that_cannot_be_found_are_not_announced),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -210,7 +210,7 @@ void store_leaves_free(store_leaves *leaves)
 static bool trees_of(store_leaves *l, cairn_snapshot *snap)
 {
     const store_data *data = &l->store->env->data;
-    page_tree trees[DB_COUNT];
+    page_tree trees[DB_COUNT] = {0};
     const uint64_t txn = mdb_txn_id(snap->txn);
     if (l->known && l->txn == txn && l->data_number == data->number) return l->usable;
     l->known = true;

@@ -7,7 +7,7 @@
  *
  * Few queries: four against two keys, a tree over the lanes. Of many, 16 keys are turned, so that a lane is a key and
  * there are no trees. Operations of 16 tokens x 32 dims: of few queries 64 each and 42 for the trees, 32 for all;
- * turning 192, then 64 each and 16 broadcasts; values 64 each and 16 broadcasts, 64 for all. T = 63, Zen 4, ns for a
+ * turning 224, then 64 each and 16 broadcasts; values 64 each and 16 broadcasts, 64 for all. T = 63, Zen 4, ns for a
  * tile in L2, by f32 and by words:
  *
  *      D    1 query       4 queries

@@ -114,13 +114,12 @@ static void scan_i8(const int8_t *rows, const float *row_scale, const int32_t *r
     }
 }
 
-/* ---- sketches: a bit a row. Sums start at minus what they must reach, so that the sign is the answer. Two products of
- * a row's byte made unsigned, 255 at most, and a number of a query, SKETCH_MOST at most, fit into int16: a vector of
- * rows costs one operation and three for each query, by words of 16 bits three and four. Nothing is asked for ahead:
- * of 3.6 MB in L3 that took 0.073 ms instead of 0.058, of 36 MB in DRAM 1.6 instead of 1.4 (one Zen 4 core; by words
- * 0.090 and 1.5)
- * ---- */
+/* ---- sketches: a bit a row ---- */
 
+/* Sums start at minus what they must reach, so that the sign is the answer. Two products of a row's byte made unsigned,
+ * 255 at most, and a number of a query, SKETCH_MOST at most, fit into int16: a vector of rows costs one operation and
+ * three for each query, by words of 16 bits three and four. Nothing is asked for ahead: 3.6 MB in L3 took 0.073 ms
+ * instead of 0.058 with it, 36 MB in DRAM 1.6 instead of 1.4 (one Zen 4 core; by words 0.090 and 1.5). */
 enum { SKETCH_QUERIES = 4, SKETCH_MOST = 64 };
 
 INLINE void sketch_queries(const int NQ, const int8_t *rows, size_t blocks, const size_t dim, const int8_t *q,

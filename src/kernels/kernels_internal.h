@@ -98,9 +98,10 @@ typedef struct cairn_kernels {
     /* out[i] += sum_t p[i * ld + t] * value t */
     void (*tile_mix)(const cairn_tile *tile, size_t nq, const float *p, size_t ld, float *const *out, void *scratch);
     /* The whole virtual key (paper section 3.1): r = softmax(q K^T); out[i] += weight[i] * r V; lse[i] (may be NULL) =
-     * log-sum-exp of the scores. tokens = 0 adds nothing and gives lse = -inf. With VNNI or AMX, of q8, both
-     * products are of 16 bits by 8: within 2^-16 of the largest q x key scale, and r x value scale, a term
-     * (avx512_vnni_tile.c). tile->next = NULL ends a run of tiles: what it took of the processor is given back. */
+     * log-sum-exp of the scores. tokens = 0 adds nothing and gives lse = -inf. Of q8, but for the
+     * reference and AVX-512 without VNNI, where D is a multiple of 32 up to 512, both products are of 16 bits by 8:
+     * within 2^-16 of the largest q x key scale, and r x value scale, a term (avx512_vnni_tile.c). tile->next = NULL
+     * ends a run of tiles: what it took of the processor is given back. */
     void (*tile_attend)(const cairn_tile *tile, size_t nq, const float *const *q, const float *weight,
                         float *const *out, float *lse, void *scratch);
 

@@ -21,10 +21,7 @@ enum { PRODUCT_ROWS = 6 }; /* x 2 vectors: the same count */
 static void tile_attend_avx2(const cairn_tile *tile, size_t nq, const float *const *q, const float *weight,
                              float *const *out, float *lse, void *scratch)
 {
-    if (cairn_q8_fits_words(tile))
-        attend_by_words(tile, nq, q, weight, out, lse, scratch, cairn_q8_scores_words, cairn_q8_mix_words);
-    else
-        tile_attend(tile, nq, q, weight, out, lse, scratch);
+    attend_by_words(tile, nq, q, weight, out, lse, scratch, cairn_q8_scores_words, cairn_q8_mix_words);
 }
 
 const cairn_kernels cairn_kernels_avx2_table = {

@@ -22,24 +22,13 @@
 #include "vec256.h"
 
 enum {
-    PIECE = 256,   /* tokens whose values are summed as whole numbers */
-    DIM_MAX = 512, /* both sums stay below 2^31 */
-    CHUNK = 32,    /* dims at a time */
-    GROUP = 16,    /* keys turned at a time */
-    MANY = 8,      /* queries, from which on keys are turned */
-    MANY_OF_SHORT = 3
+    PIECE = 256,       /* tokens whose values are summed as whole numbers */
+    GROUP = 16,        /* keys turned at a time */
+    MANY = 8,          /* queries from which on keys are turned, */
+    MANY_OF_SHORT = 3, /* of SHORT dims */
+    SHORT = 32
 };
 static const float WORD_MAX = 32767;
-
-bool cairn_q8_fits_words(const cairn_tile *tile)
-{
-    return tile->dtype == CAIRN_Q8 && tile->head_dim % CHUNK == 0 && tile->head_dim <= DIM_MAX;
-}
-
-INLINE size_t least(size_t a, size_t b)
-{
-    return a < b ? a : b;
-}
 
 /* ---- factors as words ---- */
 
@@ -144,7 +133,7 @@ INLINE void score_block(const int QB, const int8_t *keys, size_t dim, size_t tok
     vi sum[VL], pair[4], four[2];
     float block[VL];
 #pragma GCC unroll 8
-    for (int t = 0; t < TB; t++) row[t] = keys + least((size_t)t, tokens - 1) * dim;
+    for (int t = 0; t < TB; t++) row[t] = keys + least_of((size_t)t, tokens - 1) * dim;
 #pragma GCC unroll 8
     for (int i = 0; i < VL; i++) sum[i] = vi_zero();
     for (size_t d = 0; d < dim; d += 16) {
@@ -182,7 +171,7 @@ INLINE void score_few(const int QB, const int8_t *keys, size_t dim, size_t token
     float units[VL];
     for (size_t i = 0; i < VL; i++) units[i] = unit[i / TB];
     for (size_t t = 0; t < tokens;) {
-        const size_t end = least(t + VL, tokens);
+        const size_t end = least_of(t + VL, tokens);
         ask_ahead(ahead, t * dim, end * dim);
         for (; t < end; t += TB) score_block(QB, keys + t * dim, dim, tokens - t, q, stride, units, scores + t, ld);
     }
@@ -194,7 +183,7 @@ INLINE void turn_keys(const int8_t *keys, size_t dim, size_t tokens, vi *to)
 {
     const int8_t *row[GROUP];
 #pragma GCC unroll 16
-    for (size_t i = 0; i < GROUP; i++) row[i] = keys + least(i, tokens - 1) * dim;
+    for (size_t i = 0; i < GROUP; i++) row[i] = keys + least_of(i, tokens - 1) * dim;
     for (size_t d = 0; d < dim; d += 8, to += 8)
 #pragma GCC unroll 2
         for (size_t h = 0; h < 2; h++) {
@@ -246,7 +235,7 @@ void cairn_q8_scores_words(const cairn_tile *tile, size_t nq, const float *const
     const int8_t *keys = tile->keys;
     float unit[TILE_QUERIES];
     int16_t *words = (int16_t *)(void *)scratch->rows; /* later turned keys */
-    if (nq < (dim > CHUNK ? MANY : MANY_OF_SHORT)) {
+    if (nq < (dim > SHORT ? MANY : MANY_OF_SHORT)) {
         for (size_t i = 0; i < nq; i++) unit[i] = query_words(tile, q[i], words + i * dim);
 #define SCORE(QB)                                                                                                      \
     score_few(QB, keys, dim, tokens, words + i * dim, dim, unit + i, scores + i * ld, ld, i == 0 ? ahead : NULL)
@@ -264,7 +253,7 @@ void cairn_q8_scores_words(const cairn_tile *tile, size_t nq, const float *const
         if (i % 4 == 3 || i + 1 == nq) interleave(words, dim, dim, fours + i / 4 * 2 * dim);
     }
     for (size_t t = 0; t < tokens; t += GROUP) {
-        const size_t n = least(GROUP, tokens - t), half = n * dim / 2;
+        const size_t n = least_of(GROUP, tokens - t), half = n * dim / 2;
         ask_ahead(ahead, t * dim, t * dim + half);
         turn_keys(keys + t * dim, dim, n, turned);
         ask_ahead(ahead, t * dim + half, (t + n) * dim);
@@ -305,7 +294,7 @@ INLINE void mix_words(const int QB, const int WIDE, const int8_t *values, size_t
 #pragma GCC unroll 8
         for (int v = 0; v < 2 * WIDE; v++) sum[i][v] = vi_zero();
     while (t + 2 <= n) {
-        const size_t end = least(t + some, n / 2 * 2);
+        const size_t end = least_of(t + some, n / 2 * 2);
         ask_ahead(ahead, from + t * each, from + end * each);
 #pragma GCC unroll 2
         for (; t < end; t += 2, values += 2 * dim, by += 4) mix_two(QB, WIDE, values, values + dim, by, sum);
@@ -356,7 +345,7 @@ void cairn_q8_mix_words(const cairn_tile *tile, size_t nq, float *p, size_t ld, 
     for (size_t first = 0, n; first < tokens; first += n) {
         const int8_t *values = (const int8_t *)tile->values + first * dim;
         const tile_stream *asks = ahead;
-        n = least(tokens - first, PIECE);
+        n = least_of(tokens - first, PIECE);
 #define MIX(QB)                                                                                                        \
     interleave((const int16_t *)(const void *)(p + i * ld) + first, 2 * ld, (n + 31) / 32 * 32, four);                 \
     mix_all(QB, values, dim, n, four, unit + i, out + i, asks, first * dim), asks = NULL

@@ -21,10 +21,7 @@ enum { PRODUCT_ROWS = 12 }; /* x 2 vectors: the same count */
 static void tile_attend_vnni(const cairn_tile *tile, size_t nq, const float *const *q, const float *weight,
                              float *const *out, float *lse, void *scratch)
 {
-    if (cairn_q8_fits_vnni(tile))
-        attend_by_words(tile, nq, q, weight, out, lse, scratch, cairn_q8_scores_vnni, cairn_q8_mix_vnni);
-    else
-        tile_attend(tile, nq, q, weight, out, lse, scratch);
+    attend_by_words(tile, nq, q, weight, out, lse, scratch, cairn_q8_scores_vnni, cairn_q8_mix_vnni);
 }
 
 /* clang-format off */

@@ -36,11 +36,10 @@
 #include <math.h>
 
 enum {
-    FOUR = 4,      /* queries */
-    FEWEST = 3,    /* queries that are worth it */
-    LONGEST = 64,  /* tokens: what one product of weights sums over */
-    SHORTEST = 32, /* tokens */
-    DIM_MAX = 512  /* sums of 16-bit numbers stay below 2^31 */
+    FOUR = 4,     /* queries */
+    FEWEST = 3,   /* queries that are worth it */
+    LONGEST = 64, /* tokens: what one product of weights sums over */
+    SHORTEST = 32 /* tokens */
 };
 
 /* Tile registers: the intrinsics want a digit for their assembler's text. */
@@ -62,13 +61,7 @@ static const amx_shapes shapes_of_64 = {
 /* 64 keys are read in any case: never beyond the values. */
 static bool fits(const cairn_tile *tile)
 {
-    return tile->dtype == CAIRN_Q8 && tile->head_dim % 32 == 0 && tile->head_dim <= DIM_MAX &&
-           tile->tokens >= SHORTEST && tile->tokens <= LONGEST;
-}
-
-INLINE size_t least_of(size_t a, size_t b)
-{
-    return a < b ? a : b;
+    return suits_bytes(tile) && tile->tokens >= SHORTEST && tile->tokens <= LONGEST;
 }
 
 /* ---- what memory is asked for ---- */

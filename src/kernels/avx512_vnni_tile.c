@@ -27,19 +27,8 @@
 
 enum {
     PIECE = 4 * TILE_ROWS, /* tokens turned at a time: what the scratch's rows of f32 have room for */
-    DIM_MAX = 512,         /* sums of 16-bit numbers stay below 2^31 */
-    CHUNK = 32             /* dims turned at a time */
+    CHUNK = BYTES_DIMS     /* dims turned at a time */
 };
-
-bool cairn_q8_fits_vnni(const cairn_tile *tile)
-{
-    return tile->dtype == CAIRN_Q8 && tile->head_dim % CHUNK == 0 && tile->head_dim <= DIM_MAX;
-}
-
-INLINE size_t least(size_t a, size_t b)
-{
-    return a < b ? a : b;
-}
 
 /* ---- scores ---- */
 
@@ -133,7 +122,7 @@ INLINE void score_turned(const int QB, const __m512i *keys, size_t n, size_t dim
                          size_t ld, const tile_stream *ahead, size_t from)
 {
     for (size_t t = 0; t < n; t += 16, keys += dim / 4) {
-        ask_ahead(ahead, from + t * dim / 2, from + least(t + 16, n) * dim / 2);
+        ask_ahead(ahead, from + t * dim / 2, from + least_of(t + 16, n) * dim / 2);
         __m512i hi[4], lo[4];
 #pragma GCC unroll 4
         for (int i = 0; i < QB; i++) hi[i] = lo[i] = _mm512_setzero_si512();
@@ -168,7 +157,7 @@ void cairn_q8_scores_vnni(const cairn_tile *tile, size_t nq, const float *const 
     for (size_t i = 0; i < nq; i++) all[i] = query_digits(tile, q[i], room + i * 2 * dim);
     for (size_t first = 0, n; first < tokens; first += n, scores += PIECE) {
         const int8_t *keys = (const int8_t *)tile->keys + first * dim;
-        const size_t quarter = (n = least(tokens - first, PIECE)) * dim / 4;
+        const size_t quarter = (n = least_of(tokens - first, PIECE)) * dim / 4;
         const tile_stream *asks = ahead;
         size_t at = first * dim;
         ask_ahead(ahead, at, at + quarter);
@@ -251,7 +240,7 @@ INLINE void mix_turned(const int QB, const __m512i *values, size_t step, size_t 
 #pragma GCC unroll 4
     for (int i = 0; i < QB; i++) hi[i][0] = hi[i][1] = lo[i][0] = lo[i][1] = _mm512_setzero_si512();
     for (size_t t = 0; t < n; t += 4, values += step, w += 8) {
-        if (t % 16 == 0) ask_ahead(ahead, from + t * CHUNK / 2, from + least(t + 16, n) * CHUNK / 2);
+        if (t % 16 == 0) ask_ahead(ahead, from + t * CHUNK / 2, from + least_of(t + 16, n) * CHUNK / 2);
         const __m512i x = _mm512_load_si512(values), y = _mm512_load_si512(values + 1);
 #pragma GCC unroll 4
         for (int i = 0; i < QB; i++) {
@@ -278,14 +267,14 @@ void cairn_q8_mix_vnni(const cairn_tile *tile, size_t nq, float *p, size_t ld, c
     float unit[TILE_QUERIES];
     __m512i *turned = (__m512i *)(void *)scratch->rows;
     for (size_t i = 0; i < nq; i++) {
-        const size_t bytes = least(tokens, PIECE) * dim / 4;
+        const size_t bytes = least_of(tokens, PIECE) * dim / 4;
         ask_ahead(ahead, bytes * i / nq, bytes * (i + 1) / nq);
         unit[i] = weight_digits(tile, p + i * ld) * factor[i];
     }
     for (size_t first = 0, n; first < tokens; first += n) {
         const int8_t *values = (const int8_t *)tile->values + first * dim;
         const char *w = (const char *)p + 2 * first;
-        n = least(tokens - first, PIECE);
+        n = least_of(tokens - first, PIECE);
         size_t at = first * dim, begin = n * dim / 4; /* asked for above, or here */
         if (first != 0) ask_ahead(ahead, at, at + begin);
         ask_ahead(ahead, at + begin, at + 2 * begin);

@@ -364,13 +364,13 @@ static void exp2_rows_near(size_t tokens, size_t n, float *p, size_t ld, float *
     }
 }
 
-/* tile_attend of a tile that suits the two functions given (twins_internal.h). */
+/* tile_attend, of a tile that suits them by the two functions given (twins_internal.h). */
 INLINE void attend_by_words(const cairn_tile *tile, size_t nq, const float *const *q, const float *weight,
                             float *const *out, float *lse, void *scratch, cairn_q8_scores *scores, cairn_q8_mix *mix)
 {
     const size_t tokens = tile->tokens;
     tile_stream keys, values;
-    if (tokens == 0) {
+    if (tokens == 0 || !suits_bytes(tile)) {
         tile_attend(tile, nq, q, weight, out, lse, scratch);
         return;
     }

@@ -25,9 +25,7 @@ typedef void cairn_q8_scores(const cairn_tile *tile, size_t nq, const float *con
 typedef void cairn_q8_mix(const cairn_tile *tile, size_t nq, float *p, size_t ld, const float *factor,
                           float *const *out, const struct tile_scratch *scratch, const struct tile_stream *ahead);
 
-/* By VNNI, and by AVX2's products of words, of tiles that fit: q8, D a multiple of 32 up to 512. */
-bool cairn_q8_fits_vnni(const cairn_tile *tile);
-bool cairn_q8_fits_words(const cairn_tile *tile);
+/* By VNNI, and by AVX2's products of words, of a tile that suits_bytes (tile_bytes.h): D a multiple of 32 up to 512. */
 cairn_q8_scores cairn_q8_scores_vnni, cairn_q8_scores_words;
 cairn_q8_mix cairn_q8_mix_vnni, cairn_q8_mix_words;
 

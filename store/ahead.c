@@ -52,6 +52,20 @@ static bool is_cold(const store_data *data, uint64_t offset)
     return mincore((void *)(uintptr_t)(data->base + offset), data->page_bytes, &resident) == 0 && (resident & 1) == 0;
 }
 
+/* The trees of the snapshot's state. */
+static bool trees_at(const cairn_snapshot *snap, page_file *file, page_tree trees[DB_COUNT])
+{
+    const store_data *data = &snap->store->env->data;
+    return page_file_peek(data->fd, data->path, file) == CAIRN_OK &&
+           page_file_at(file, mdb_txn_id(snap->txn)) == CAIRN_OK && store_trees(file, trees, NULL, NULL) == CAIRN_OK;
+}
+
+static void announce_run(const store_data *data, uint64_t from, uint64_t end) /* pages */
+{
+    posix_fadvise(data->fd, (off_t)(from * data->page_bytes), (off_t)((end - from) * data->page_bytes),
+                  POSIX_FADV_WILLNEED);
+}
+
 static bool take_leaf(void *arg, cairn_span key, uint64_t page)
 {
     store_ahead *a = arg;
@@ -78,9 +92,7 @@ static void find_leaves(store_ahead *a, uint32_t first)
     uint8_t low[KEY_BLOCK_BYTES], high[KEY_BLOCK_BYTES];
     store_key_block(low, a->segment, first);
     store_key_block(high, a->segment, a->end - 1);
-    if (page_file_peek(data->fd, data->path, &file) != CAIRN_OK ||
-        page_file_at(&file, mdb_txn_id(a->snap->txn)) != CAIRN_OK ||
-        store_trees(&file, trees, NULL, NULL) != CAIRN_OK ||
+    if (!trees_at(a->snap, &file, trees) ||
         page_leaves(&file, store_db_names[DB_LANDMARK], &trees[DB_LANDMARK], (cairn_span){low, sizeof low},
                     (cairn_span){high, sizeof high}, take_leaf, a) != CAIRN_OK)
         a->n = 0;
@@ -135,8 +147,7 @@ void store_ahead_at(store_ahead *a, uint32_t block)
     while (a->next < a->n && (a->next < most || a->leaves[a->next - most].block <= block)) {
         uint64_t from = a->leaves[a->next].page, to = from + 1;
         for (a->next++; a->next < a->n && a->leaves[a->next].page == to; a->next++) to++;
-        posix_fadvise(data->fd, (off_t)(from * data->page_bytes), (off_t)((to - from) * data->page_bytes),
-                      POSIX_FADV_WILLNEED);
+        announce_run(data, from, to);
     }
     if (a->window != 0 && block >= a->announced) announce_large(a, block);
 }
@@ -190,8 +201,7 @@ static void announce_pages(const store_data *data, page_list *list)
     for (size_t i = 0, next; i < list->n; i = next) {
         uint64_t end = list->page[i] + 1;
         for (next = i + 1; next < list->n && list->page[next] <= end; next++) end = list->page[next] + 1;
-        posix_fadvise(data->fd, (off_t)(list->page[i] * data->page_bytes),
-                      (off_t)((end - list->page[i]) * data->page_bytes), POSIX_FADV_WILLNEED);
+        announce_run(data, list->page[i], end);
     }
 }
 
@@ -214,8 +224,7 @@ static bool trees_of(store_leaves *l, cairn_snapshot *snap)
     const uint64_t txn = mdb_txn_id(snap->txn);
     if (l->known && l->txn == txn && l->data_number == data->number) return l->usable;
     l->known = true;
-    l->usable = page_file_peek(data->fd, data->path, &l->file) == CAIRN_OK && page_file_at(&l->file, txn) == CAIRN_OK &&
-                store_trees(&l->file, trees, NULL, NULL) == CAIRN_OK;
+    l->usable = trees_at(snap, &l->file, trees);
     l->txn = txn;
     l->data_number = data->number;
     l->tree = trees[DB_TILE];

@@ -32,17 +32,47 @@ static bool take(void *arg, cairn_span key, uint64_t page)
     return found->n < found->most;
 }
 
-static cairn_status leaves(cairn_snapshot *snap, uint64_t segment, uint32_t first, uint32_t last, pages_found *out)
+static void trees_of(cairn_snapshot *snap, page_file *file, page_tree trees[DB_COUNT])
 {
     const store_data *data = &snap->store->env->data;
+    assert_ok(page_file_peek(data->fd, data->path, file));
+    assert_ok(page_file_at(file, mdb_txn_id(snap->txn)));
+    assert_ok(store_trees(file, trees, NULL, NULL));
+}
+
+/* The root of a tree, a branch page, with bounds that cannot be. */
+static void damage_root(cairn_snapshot *snap, store_db db)
+{
+    const store_data *data = &snap->store->env->data;
+    page_file file;
+    page_tree trees[DB_COUNT];
+    trees_of(snap, &file, trees);
+    assert_true(trees[db].depth >= 2);
+    char *path = test_path(data->path, "data.mdb");
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    assert_true(fd >= 0);
+    const uint64_t far = UINT64_MAX;
+    assert_int_equal(pwrite(fd, &far, 4, (off_t)(trees[db].root * data->page_bytes + 12)), 4);
+    close(fd);
+    free(path);
+}
+
+static void end_damaged(fixture *fx, cairn_snapshot *snap)
+{
+    cairn_snapshot_end(snap);
+    cairn_store_close(fx->store);
+    fx->store = NULL;
+    fixture_free(fx);
+}
+
+static cairn_status leaves(cairn_snapshot *snap, uint64_t segment, uint32_t first, uint32_t last, pages_found *out)
+{
     page_file file;
     page_tree trees[DB_COUNT];
     uint8_t low[KEY_BLOCK_BYTES], high[KEY_BLOCK_BYTES];
     store_key_block(low, segment, first);
     store_key_block(high, segment, last);
-    assert_ok(page_file_peek(data->fd, data->path, &file));
-    assert_ok(page_file_at(&file, mdb_txn_id(snap->txn)));
-    assert_ok(store_trees(&file, trees, NULL, NULL));
+    trees_of(snap, &file, trees);
     out->n = 0;
     return page_leaves(&file, "landmark", &trees[DB_LANDMARK], (cairn_span){low, sizeof low},
                        (cairn_span){high, sizeof high}, take, out);
@@ -105,25 +135,9 @@ static void a_damaged_branch_page_is_an_error_and_nothing_worse(void **state)
     assert_ok(cairn_snapshot_begin(fx->store, &snap));
     static pages_found found;
     found.most = SIZE_MAX;
-    const store_data *data = &fx->store->env->data;
-    page_file file;
-    page_tree trees[DB_COUNT];
-    assert_ok(page_file_peek(data->fd, data->path, &file));
-    assert_ok(page_file_at(&file, mdb_txn_id(snap->txn)));
-    assert_ok(store_trees(&file, trees, NULL, NULL));
-    assert_true(trees[DB_LANDMARK].depth >= 2);
-    char *path = test_path(data->path, "data.mdb");
-    int fd = open(path, O_WRONLY | O_CLOEXEC);
-    assert_true(fd >= 0);
-    const uint64_t far = UINT64_MAX;
-    assert_int_equal(pwrite(fd, &far, 4, (off_t)(trees[DB_LANDMARK].root * data->page_bytes + 12)), 4); /* its bounds */
+    damage_root(snap, DB_LANDMARK);
     assert_int_equal(leaves(snap, segment, 0, 699, &found), CAIRN_CORRUPT);
-    close(fd);
-    free(path);
-    cairn_snapshot_end(snap);
-    cairn_store_close(fx->store);
-    fx->store = NULL;
-    fixture_free(fx);
+    end_damaged(fx, snap);
 }
 
 static bool resident(const store_data *data, uint64_t page)
@@ -251,27 +265,12 @@ static void leaves_that_cannot_be_found_are_not_announced(void **state)
     const cairn_tile_id ids[] = {
         {segment, 3, 1, 0}, {segment, 300, 2, 1}, {segment, 699, 1, 1}, {segment + 9, 1, 1, 0}};
     assert_ok(cairn_snapshot_begin(fx->store, &snap));
-    const store_data *data = &fx->store->env->data;
-    page_file file;
-    page_tree trees[DB_COUNT];
-    assert_ok(page_file_peek(data->fd, data->path, &file));
-    assert_ok(page_file_at(&file, mdb_txn_id(snap->txn)));
-    assert_ok(store_trees(&file, trees, NULL, NULL));
-    assert_true(trees[DB_TILE].depth >= 2);
-    char *path = test_path(data->path, "data.mdb");
-    int fd = open(path, O_WRONLY | O_CLOEXEC);
-    assert_true(fd >= 0);
-    const uint64_t far = UINT64_MAX;
+    damage_root(snap, DB_TILE);
     store_leaves *leaves = store_leaves_new(fx->store);
-    assert_int_equal(pwrite(fd, &far, 4, (off_t)(trees[DB_TILE].root * data->page_bytes + 12)), 4); /* its bounds */
+    assert_non_null(leaves);
     for (int i = 0; i < 3; i++) store_leaves_announce(leaves, snap, ids, sizeof ids / sizeof *ids);
     store_leaves_free(leaves);
-    close(fd);
-    free(path);
-    cairn_snapshot_end(snap);
-    cairn_store_close(fx->store);
-    fx->store = NULL;
-    fixture_free(fx);
+    end_damaged(fx, snap);
 }
 
 int main(void)

@@ -146,7 +146,8 @@ static double step_of(const plan *p, size_t j)
     return p->deviation[j] * LEVELS / 127;
 }
 
-/* A step of a turned query's image: its largest part fills 127 of them. */
+/* A step of a turned query's image: its largest part fills 127 of them. Some kernels allow 64, but what is learnt here
+ * is kept in a file that other machines read. */
 static double query_step(const plan *p, const float *z, size_t kept)
 {
     double most = 0;

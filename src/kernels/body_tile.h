@@ -164,24 +164,31 @@ static void score_tile(const cairn_tile *tile, size_t nq, const float *const *q,
 
 /* ---- mix ---- */
 
-/* QB rows x DB vectors of dims, tokens in order. n < VL lanes when not `full` (then DB = 1). Meanwhile `each` bytes a
- * token are asked for, from `from` on. */
+/* out += factor times the mix of QB rows x DB vectors of dims, tokens in order. n < VL lanes when not `full` (then
+ * DB = 1). Meanwhile `each` bytes a token are asked for, from `from` on. */
 INLINE void mix_block(const int QB, const int DB, const bool full, cairn_dtype dtype, const char *values, size_t stride,
                       size_t tokens, size_t first, size_t n, const float *p, size_t ld, float *const *out,
-                      const tile_stream *ahead, size_t from, size_t each)
+                      const float *factor, const tile_stream *ahead, size_t from, size_t each)
 {
     vf sum[32], value[8];
 #pragma GCC unroll 32
     for (int i = 0; i < QB * DB; i++) sum[i] = v_zero();
-    const size_t some = ask_every(ahead, 4, QB);
+    const size_t some = ask_every(ahead, 4, QB), step = VL * cairn_dtype_size(dtype);
+    const char *row = values + first * cairn_dtype_size(dtype);
     for (size_t t = 0; t < tokens;) {
         const size_t end = t + some < tokens ? t + some : tokens;
         ask_ahead(ahead, from + t * each, from + end * each);
-        for (; t < end; t++) {
-            const char *row = values + t * stride;
+        for (; t < end; t++, row += stride) {
+            if (QB == 1 && full) { /* each value used as it is loaded: the sums take half of 16 registers */
+                const vf weight = v_kept(v_set(p[t]));
+#pragma GCC unroll 8
+                for (int b = 0; b < DB; b++)
+                    sum[b] = v_fma(weight, v_load_as(row + (size_t)b * step, dtype, 0), sum[b]);
+                continue;
+            }
 #pragma GCC unroll 8
             for (int b = 0; b < DB; b++)
-                value[b] = full ? v_load_as(row, dtype, first + (size_t)b * VL) : v_load_as_n(row, dtype, first, n);
+                value[b] = full ? v_load_as(row + (size_t)b * step, dtype, 0) : v_load_as_n(row, dtype, 0, n);
 #pragma GCC unroll 8
             for (int i = 0; i < QB; i++) {
                 vf weight = v_set(p[(size_t)i * ld + t]);
@@ -195,79 +202,73 @@ INLINE void mix_block(const int QB, const int DB, const bool full, cairn_dtype d
 #pragma GCC unroll 8
         for (int b = 0; b < DB; b++) {
             float *to = out[i] + first + (size_t)b * VL;
+            const vf by = v_set(factor[i]);
             if (full)
-                v_store(to, v_add(v_load(to), sum[i * DB + b]));
+                v_store(to, v_fma(by, sum[i * DB + b], v_load(to)));
             else
-                v_store_n(to, v_add(v_load_n(to, n), sum[i * DB + b]), n);
+                v_store_n(to, v_fma(by, sum[i * DB + b], v_load_n(to, n)), n);
         }
 }
 
 /* All dims of QB rows, in the widest blocks that still fit the registers: QB * WIDE accumulators. The first block of
  * dims asks for all that comes near, each for its share of what comes far. */
 INLINE void mix_queries(const int QB, const int WIDE, cairn_dtype dtype, const char *values, size_t tokens, size_t dim,
-                        const float *p, size_t ld, float *const *out, const tile_stream *ahead)
+                        const float *p, size_t ld, float *const *out, const float *factor, const tile_stream *ahead)
 {
     const size_t size = cairn_dtype_size(dtype), stride = dim * size;
     const bool far = ahead != NULL && ahead->far;
     size_t d = 0;
 #define MIX(DB)                                                                                                        \
     for (; d + (size_t)(DB)*VL <= dim; d += (size_t)(DB)*VL, ahead = far ? ahead : NULL)                               \
-    mix_block(QB, DB, true, dtype, values, stride, tokens, d, VL, p, ld, out, ahead, far ? tokens *d *size : 0,        \
-              far ? (size_t)(DB)*VL *size : stride)
+    mix_block(QB, DB, true, dtype, values, stride, tokens, d, VL, p, ld, out, factor, ahead,                           \
+              far ? tokens *d *size : 0, far ? (size_t)(DB)*VL *size : stride)
     MIX(WIDE);
+    if (WIDE > 4) MIX(4);
     if (WIDE > 2) MIX(2);
     MIX(1);
 #undef MIX
     if (d < dim)
         for (size_t i = 0; i < (size_t)QB; i++)
-            mix_block(1, 1, false, dtype, values, stride, tokens, d, dim - d, p + i * ld, ld, out + i, NULL, 0, 0);
+            mix_block(1, 1, false, dtype, values, stride, tokens, d, dim - d, p + i * ld, ld, out + i, factor + i, NULL,
+                      0, 0);
 }
 
 INLINE void mix_rows(cairn_dtype dtype, const char *values, size_t tokens, size_t dim, size_t nq, const float *p,
-                     size_t ld, float *const *out, const tile_stream *ahead)
+                     size_t ld, float *const *out, const float *factor, const tile_stream *ahead)
 {
     size_t i = 0;
     for (; i + MIX_QUERIES <= nq; i += MIX_QUERIES, ahead = NULL)
-        mix_queries(MIX_QUERIES, MIX_WIDE, dtype, values, tokens, dim, p + i * ld, ld, out + i, ahead);
+        mix_queries(MIX_QUERIES, MIX_WIDE, dtype, values, tokens, dim, p + i * ld, ld, out + i, factor + i, ahead);
     if (i + 4 <= nq) { /* a group of four shares one conversion */
-        mix_queries(4, MIX_WIDE_FOUR, dtype, values, tokens, dim, p + i * ld, ld, out + i, ahead);
+        mix_queries(4, MIX_WIDE_FOUR, dtype, values, tokens, dim, p + i * ld, ld, out + i, factor + i, ahead);
         ahead = NULL;
         i += 4;
     }
     for (; i + 2 <= nq; i += 2, ahead = NULL)
-        mix_queries(2, MIX_WIDE, dtype, values, tokens, dim, p + i * ld, ld, out + i, ahead);
-    if (i < nq) mix_queries(1, 8, dtype, values, tokens, dim, p + i * ld, ld, out + i, ahead);
+        mix_queries(2, MIX_WIDE, dtype, values, tokens, dim, p + i * ld, ld, out + i, factor + i, ahead);
+    if (i < nq) mix_queries(1, 8, dtype, values, tokens, dim, p + i * ld, ld, out + i, factor + i, ahead);
 }
 
-/* p holds the weights, the value scales of q8 folded in. ahead: as for scores. */
+/* p holds the weights of a row but for its factor, the value scales of q8 folded in. ahead: as for scores. */
 static void mix_tile(const cairn_tile *tile, size_t nq, const float *p, size_t ld, float *const *out,
-                     const tile_stream *ahead)
+                     const float *factor, const tile_stream *ahead)
 {
     size_t tokens = tile->tokens, dim = tile->head_dim;
     switch (tile->dtype) {
-    case CAIRN_F32: mix_rows(CAIRN_F32, tile->values, tokens, dim, nq, p, ld, out, ahead); break;
-    case CAIRN_F16: mix_rows(CAIRN_F16, tile->values, tokens, dim, nq, p, ld, out, ahead); break;
-    case CAIRN_BF16: mix_rows(CAIRN_BF16, tile->values, tokens, dim, nq, p, ld, out, ahead); break;
-    case CAIRN_Q8: mix_rows(CAIRN_Q8, tile->values, tokens, dim, nq, p, ld, out, ahead); break;
+    case CAIRN_F32: mix_rows(CAIRN_F32, tile->values, tokens, dim, nq, p, ld, out, factor, ahead); break;
+    case CAIRN_F16: mix_rows(CAIRN_F16, tile->values, tokens, dim, nq, p, ld, out, factor, ahead); break;
+    case CAIRN_BF16: mix_rows(CAIRN_BF16, tile->values, tokens, dim, nq, p, ld, out, factor, ahead); break;
+    case CAIRN_Q8: mix_rows(CAIRN_Q8, tile->values, tokens, dim, nq, p, ld, out, factor, ahead); break;
     }
 }
 
-/* to[t] = p[t] * factor (* the value scale of token t) */
-INLINE void fold_value_scales(const cairn_tile *tile, const float *p, float factor, float *to)
+/* to[t] = p[t] * the value scale of token t */
+INLINE void fold_value_scales(const cairn_tile *tile, const float *p, float *to)
 {
-    vf f = v_set(factor);
-    size_t t = 0, tokens = tile->tokens;
-    if (tile->dtype != CAIRN_Q8) {
-        for (; t + VL <= tokens; t += VL) v_store(to + t, v_mul(v_load(p + t), f));
-        if (t < tokens) v_store_n(to + t, v_mul(v_load_n(p + t, tokens - t), f), tokens - t);
-        return;
-    }
     const float *scales = tile->value_scales;
-    for (; t + VL <= tokens; t += VL) v_store(to + t, v_mul(v_mul(v_load(p + t), f), v_load(scales + t)));
-    if (t < tokens) {
-        size_t n = tokens - t;
-        v_store_n(to + t, v_mul(v_mul(v_load_n(p + t, n), f), v_load_n(scales + t, n)), n);
-    }
+    size_t t = 0, tokens = tile->tokens;
+    for (; t + VL <= tokens; t += VL) v_store(to + t, v_mul(v_load(p + t), v_load(scales + t)));
+    if (t < tokens) v_store_n(to + t, v_mul(v_load_n(p + t, tokens - t), v_load_n(scales + t, tokens - t)), tokens - t);
 }
 
 /* ---- the table's three ---- */
@@ -285,28 +286,61 @@ static void tile_scores(const cairn_tile *tile, size_t nq, const float *const *q
 
 static void tile_mix(const cairn_tile *tile, size_t nq, const float *p, size_t ld, float *const *out, void *scratch)
 {
-    if (tile->tokens == 0) return;
-    if (tile->dtype != CAIRN_Q8) {
-        mix_tile(tile, nq, p, ld, out, NULL);
-        return;
-    }
     tile_scratch s = tile_scratch_over(scratch, tile->tokens, tile->head_dim);
+    float ones[TILE_QUERIES];
+    if (tile->tokens == 0) return;
+    for (size_t i = 0; i < TILE_QUERIES; i++) ones[i] = 1.0f;
     for (size_t i = 0, n; i < nq; i += n) {
         n = nq - i < TILE_QUERIES ? nq - i : TILE_QUERIES;
-        for (size_t j = 0; j < n; j++) fold_value_scales(tile, p + (i + j) * ld, 1.0f, s.p + j * s.p_ld);
-        mix_tile(tile, n, s.p, s.p_ld, out + i, NULL);
+        if (tile->dtype != CAIRN_Q8) {
+            mix_tile(tile, n, p + i * ld, ld, out + i, ones, NULL);
+            continue;
+        }
+        for (size_t j = 0; j < n; j++) fold_value_scales(tile, p + (i + j) * ld, s.p + j * s.p_ld);
+        mix_tile(tile, n, s.p, s.p_ld, out + i, ones, NULL);
     }
 }
 
-/* Scores to exp(score - most) and their sums. Step by step over all rows rather than row by row: each step is short and
- * its rows are independent, so that several are under way at once; a row's own chain (greatest, exp, sum, quotient) is
- * 150 cycles long. */
+/* The vector of a row of `tokens` scores or weights from t on. A row of the scratch has room for whole vectors: those
+ * of the end are loaded whole and stored whole, for AVX2 stores lanes one by one. */
+INLINE vf row_scores(const float *row, size_t t, size_t tokens)
+{
+    const vf x = v_load(row + t);
+    return t + VL <= tokens ? x : v_or_least(x, tokens - t);
+}
+INLINE void row_weights(float *row, size_t t, size_t tokens, vf e, vf *sum)
+{
+    if (t + VL > tokens) e = v_or_zero(e, tokens - t);
+    v_store(row + t, e);
+    *sum = v_add(*sum, e);
+}
+
+static void greatest_of_rows(size_t tokens, size_t n, const float *p, size_t ld, float *most)
+{
+    for (size_t i = 0; i < n; i++) {
+        const float *row = p + i * ld;
+        vf m = v_set(-INFINITY); /* v_max keeps its second operand when the first is nan */
+        for (size_t t = 0; t < tokens; t += VL) m = v_max(row_scores(row, t, tokens), m);
+        most[i] = v_greatest(m);
+    }
+}
+
+/* Scores to exp(score - most), zeros behind them, and their sums. Step by step over all rows rather than row by row:
+ * each step is short and its rows are independent, so that several are under way at once; a row's own chain (greatest,
+ * exp, sum) is 100 cycles long. */
 static void exp_rows(size_t tokens, size_t n, float *p, size_t ld, float *most, float *sum, const tile_stream *ahead)
 {
-    for (size_t i = 0; i < n; i++) most[i] = greatest(p + i * ld, tokens);
+    greatest_of_rows(tokens, n, p, ld, most);
     for (size_t i = 0; i < n; i++) {
+        const vf shift = v_set(most[i]);
+        float *row = p + i * ld;
+        vf s = v_zero();
         ask_before(ahead, i, n);
-        sum[i] = exp_pass(p + i * ld, p + i * ld, most[i], tokens);
+        for (size_t t = 0; t < tokens; t += VL) {
+            const vf x = v_sub(row_scores(row, t, tokens), shift);
+            row_weights(row, t, tokens, v_exp_down(x), &s);
+        }
+        sum[i] = v_sum(s);
     }
 }
 
@@ -323,16 +357,15 @@ static void tile_attend(const cairn_tile *tile, size_t nq, const float *const *q
     begin_streams(tile, nq, &keys, &values);
     values.before = nq >= 3 ? values.bytes / 4 : 0;
     for (size_t i = 0, n; i < nq; i += n) {
-        float most[TILE_QUERIES], sum[TILE_QUERIES];
+        float most[TILE_QUERIES], sum[TILE_QUERIES], factor[TILE_QUERIES];
         n = nq - i < TILE_QUERIES ? nq - i : TILE_QUERIES;
         score_tile(tile, n, q + i, s.p, s.p_ld, &s, i == 0 ? &keys : NULL);
         exp_rows(tokens, n, s.p, s.p_ld, most, sum, i == 0 ? &values : NULL);
-        for (size_t j = 0; j < n; j++) {
-            float *p = s.p + j * s.p_ld;
-            fold_value_scales(tile, p, weight[i + j] / sum[j], p);
-        }
+        for (size_t j = 0; j < n; j++) factor[j] = weight[i + j] / sum[j];
+        for (size_t j = 0; tile->dtype == CAIRN_Q8 && j < n; j++)
+            fold_value_scales(tile, s.p + j * s.p_ld, s.p + j * s.p_ld);
         for (size_t j = 0; lse != NULL && j < n; j++) lse[i + j] = most[j] + logf(sum[j]);
-        mix_tile(tile, n, s.p, s.p_ld, out + i, i == 0 ? &values : NULL);
+        mix_tile(tile, n, s.p, s.p_ld, out + i, factor, i == 0 ? &values : NULL);
     }
 }
 
@@ -343,22 +376,14 @@ static void tile_attend(const cairn_tile *tile, size_t nq, const float *const *q
 static void exp2_rows_near(size_t tokens, size_t n, float *p, size_t ld, float *most, float *sum)
 {
     const vf least = v_set(BYTES_LEAST);
-    for (size_t i = 0; i < n; i++) most[i] = greatest(p + i * ld, tokens);
+    greatest_of_rows(tokens, n, p, ld, most);
     for (size_t i = 0; i < n; i++) {
         const vf shift = v_set(most[i]);
         float *row = p + i * ld;
         vf s = v_zero();
-        size_t t = 0;
-        for (; t + VL <= tokens; t += VL) {
-            const vf e = v_exp2_near(v_max(least, v_sub(v_load(row + t), shift)));
-            v_store(row + t, e);
-            s = v_add(s, e);
-        }
-        if (t < tokens) {
-            const vf x = v_or_least(v_load_n(row + t, tokens - t), tokens - t);
-            const vf e = v_exp2_near(v_max(least, v_sub(x, shift)));
-            v_store_n(row + t, e, tokens - t);
-            s = v_add(s, v_or_zero(e, tokens - t));
+        for (size_t t = 0; t < tokens; t += VL) {
+            const vf x = v_sub(row_scores(row, t, tokens), shift);
+            row_weights(row, t, tokens, v_exp2_near(v_max(least, x)), &s);
         }
         sum[i] = v_sum_of_fours(s);
     }

@@ -224,8 +224,8 @@ struct cairn_index_scratch {
     cairn_scan_query query[CAIRN_SCAN_BATCH];
     int8_t *image;                    /* (CAIRN_SCAN_BATCH, image_dim), for upper bounds */
     float *scale;                     /* (CAIRN_SCAN_BATCH) */
-    float *scores;                    /* (2, CAIRN_SCAN_TOGETHER, CAIRN_SCORE_ROW) */
-    uint32_t *over;                   /* (CAIRN_SPAN_ROWS + 2) */
+    float *scores;                    /* (2, CAIRN_SCAN_TOGETHER, CAIRN_SCORE_ROW), at least a chunk's */
+    uint32_t *over;                   /* (CAIRN_CHUNK_ROWS + 2) */
     float *wide;                      /* (CAIRN_EXACT_ROWS, dim) */
     int8_t *sketch;                   /* (CAIRN_SCAN_BATCH, width) images for the sketch */
     float *gathered;                  /* (CAIRN_SCAN_BATCH, dim) queries */
@@ -315,9 +315,19 @@ cairn_status cairn_sketch_put_loose(cairn_sketch *sketch, const cairn_rows *rows
 cairn_status cairn_sketch_extend(cairn_sketch *sketch, const cairn_rows *rows);
 /* The images of n prepared queries. */
 void cairn_sketch_prepare(const cairn_sketch *sketch, const cairn_rows *rows, cairn_index_scratch *scratch, size_t n);
-/* Rows [begin, end) of one span past queries [first, n), at most TOGETHER, each of which has a bar. */
-void cairn_sketch_scan(const cairn_sketch *sketch, const cairn_rows *rows, cairn_index_scratch *scratch, size_t first,
-                       size_t n, size_t begin, size_t end);
+/* Which rows of a part of a chunk may reach the bars of some queries. */
+typedef struct cairn_sketch_passed {
+    size_t first, blocks; /* rows from `first` on, in blocks of SKETCH_BLOCK; 0 blocks: none */
+    uint64_t over[CAIRN_SCAN_TOGETHER * (CAIRN_CHUNK_ROWS / 64)]; /* (queries, blocks) a bit a row */
+} cairn_sketch_passed;
+
+/* Rows [begin, end) of one chunk past queries [first, n), at most TOGETHER, each of which has a bar. Those that pass
+ * are asked for: by the time the next rows have been passed over, look finds them near. */
+void cairn_sketch_pass(const cairn_sketch *sketch, const cairn_rows *rows, cairn_index_scratch *scratch, size_t first,
+                       size_t n, size_t begin, size_t end, cairn_sketch_passed *passed);
+/* The same queries: what passed, in full precision. */
+void cairn_sketch_look(const cairn_rows *rows, cairn_index_scratch *scratch, size_t first, size_t n,
+                       const cairn_sketch_passed *passed);
 
 /* ---- kinds ---- */
 

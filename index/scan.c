@@ -157,26 +157,70 @@ static void scan_plain(const cairn_rows *rows, bool image, cairn_index_scratch *
     scan_exact(rows, scratch, i0, n, begin, end, !image);
 }
 
+static bool ready_for_sketch(const cairn_sketch *sketch, const cairn_index_scratch *scratch, size_t i0, size_t n,
+                             size_t end)
+{
+    if (sketch == NULL || end > sketch->count) return false;
+    for (size_t i = i0; i < n; i++)
+        if (!scratch->query[i].sketched || scratch->query[i].choice.least == -INFINITY) return false;
+    return true;
+}
+
 /* Rows [begin, end) of one span: by the sketch wherever all of a few queries have a bar. */
 static void scan_span(const cairn_rows *rows, const cairn_sketch *sketch, bool image, cairn_index_scratch *scratch,
                       size_t i0, size_t n, size_t begin, size_t end)
 {
     size_t plain = i0; /* queries [plain, i) wait */
     for (size_t i = i0, upto; i < n; i = upto) {
+        cairn_sketch_passed passed;
         upto = n - i < CAIRN_SCAN_TOGETHER ? n : i + CAIRN_SCAN_TOGETHER;
-        bool ready = sketch != NULL && end <= sketch->count;
-        for (size_t j = i; ready && j < upto; j++) {
-            const cairn_scan_query *query = &scratch->query[j];
-            ready = query->sketched && query->choice.least != -INFINITY;
-        }
-        if (!ready) continue;
+        if (!ready_for_sketch(sketch, scratch, i, upto, end)) continue;
         scan_plain(rows, image, scratch, plain, i, begin, end);
-        cairn_sketch_scan(sketch, rows, scratch, i, upto, begin, end);
+        cairn_sketch_pass(sketch, rows, scratch, i, upto, begin, end, &passed);
+        cairn_sketch_look(rows, scratch, i, upto, &passed);
         plain = upto;
     }
     scan_plain(rows, image, scratch, plain, n, begin, end);
 }
 
+/* The rows of a span. frame: that of the centre whose products with the queries are known. */
+static void see_span(const cairn_rows *rows, const cairn_sketch *sketch, cairn_index_scratch *scratch, size_t i0,
+                     size_t n, size_t span, size_t *frame)
+{
+    size_t begin = cairn_span_begin(span);
+    size_t end = cairn_span_begin(span + 1);
+    if (end > rows->count) end = rows->count;
+    bool image = rows->chunks[begin / CAIRN_CHUNK_ROWS].image != NULL && !rows->broken[span];
+    if (image && *frame != cairn_frame_of(begin)) {
+        *frame = cairn_frame_of(begin);
+        const float *center = rows->centers + *frame * rows->dim;
+        for (size_t i = i0; i < n; i++)
+            scratch->query[i].bias = rows->kernels->dot(scratch->query[i].q, center, rows->dim);
+    }
+    scan_span(rows, sketch, image, scratch, i0, n, begin, end);
+}
+
+/* Rows [begin, end) by the sketch alone, for a few queries: a chunk at a time, upwards, as processors foresee it, what
+ * passed of one looked at when the next one has been passed over. */
+static void scan_chunks(const cairn_rows *rows, const cairn_sketch *sketch, cairn_index_scratch *scratch, size_t i0,
+                        size_t n, size_t begin, size_t end)
+{
+    cairn_sketch_passed passed[2];
+    size_t turn = 0;
+    passed[1].blocks = 0;
+    for (size_t at = begin, next; at < end; at = next, turn = 1 - turn) {
+        next = (at / CAIRN_CHUNK_ROWS + 1) * CAIRN_CHUNK_ROWS;
+        if (next > end) next = end;
+        cairn_sketch_pass(sketch, rows, scratch, i0, n, at, next, &passed[turn]);
+        cairn_sketch_look(rows, scratch, i0, n, &passed[1 - turn]);
+    }
+    cairn_sketch_look(rows, scratch, i0, n, &passed[1 - turn]);
+}
+
+/* Newest rows first, since what is near is often alike: all of them, or until a few queries all have a bar and some
+ * rows have raised it (of the demo model's keys at a million tokens a sixth more are looked at than if all
+ * went downwards, without those spans nearly twice as many). */
+enum { NEWEST_SPANS = 4 };
 void cairn_scan(const cairn_rows *rows, const cairn_sketch *sketch, cairn_index_scratch *scratch, size_t i0, size_t n)
 {
     size_t low = SIZE_MAX;
@@ -189,18 +233,15 @@ void cairn_scan(const cairn_rows *rows, const cairn_sketch *sketch, cairn_index_
     }
     if (low >= high) return;
     size_t frame = SIZE_MAX;
-    for (size_t span = cairn_span_of(high - 1) + 1; span-- > cairn_span_of(low);) {
-        size_t begin = cairn_span_begin(span);
-        size_t end = cairn_span_begin(span + 1);
-        if (end > rows->count) end = rows->count;
-        bool image = rows->chunks[begin / CAIRN_CHUNK_ROWS].image != NULL && !rows->broken[span];
-        if (image && frame != cairn_frame_of(begin)) {
-            frame = cairn_frame_of(begin);
-            const float *center = rows->centers + frame * rows->dim;
-            for (size_t i = i0; i < n; i++)
-                scratch->query[i].bias = rows->kernels->dot(scratch->query[i].q, center, rows->dim);
+    const size_t top = cairn_span_of(high - 1) + 1;
+    for (size_t span = top; span-- > cairn_span_of(low);) {
+        const size_t end = cairn_span_begin(span + 1);
+        if (top - span > NEWEST_SPANS && n - i0 <= CAIRN_SCAN_TOGETHER &&
+            ready_for_sketch(sketch, scratch, i0, n, end)) {
+            scan_chunks(rows, sketch, scratch, i0, n, low, end);
+            return;
         }
-        scan_span(rows, sketch, image, scratch, i0, n, begin, end);
+        see_span(rows, sketch, scratch, i0, n, span, &frame);
     }
 }
 

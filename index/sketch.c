@@ -206,28 +206,11 @@ static int32_t least_sum(const cairn_scan_query *query)
     return (int32_t)fmin(fmax(least, -LEAST_MAX), LEAST_MAX);
 }
 
-/* What the kernel let through of rows [a, b) of one chunk. Row `first` has the first bit of `over`. */
-static void see_rows(const cairn_rows *rows, cairn_index_scratch *scratch, cairn_choice *choice, uint64_t *over,
-                     const uint64_t *bound, size_t blocks, size_t first, size_t a, size_t b)
+/* The rows that may reach the bar of query j: their number, their ids less `passed->first` in scratch->over. */
+static size_t passed_rows(const cairn_rows *rows, cairn_index_scratch *scratch, const cairn_sketch_passed *passed,
+                          size_t j)
 {
-    const size_t row_bytes = rows->dim * cairn_dtype_size(rows->dtype);
-    const char *data = cairn_rows_at(rows, first);
-    uint32_t *at = scratch->over; /* less `first` */
-    float *scores = scratch->scores;
-    a = a > first ? a - first : 0;
-    b -= first;
-    for (size_t g = 0; g < blocks; g++) over[g] &= bound[g];
-    for (size_t g = 0; g < a / CAIRN_SKETCH_BLOCK; g++) over[g] = 0;
-    over[a / CAIRN_SKETCH_BLOCK] &= ~UINT64_C(0) << a % CAIRN_SKETCH_BLOCK;
-    for (size_t g = (b - 1) / CAIRN_SKETCH_BLOCK + 1; g < blocks; g++) over[g] = 0;
-    over[(b - 1) / CAIRN_SKETCH_BLOCK] &= ~UINT64_C(0) >> (63 - (b - 1) % CAIRN_SKETCH_BLOCK);
-    size_t n = rows->kernels->set_bits(over, blocks, at);
-    for (size_t i = 0; i < n; i++)
-        for (size_t byte = 0; byte < row_bytes; byte += 64) __builtin_prefetch(data + at[i] * row_bytes + byte);
-    choice->rescored += n;
-    rows->kernels->dot_rows(scores, choice->q, data, rows->dtype, rows->dim, at, n);
-    for (size_t i = 0; i < n; i++)
-        if (scores[i] >= choice->least) cairn_choice_see_one(choice, (uint32_t)(first + at[i]), scores[i]);
+    return rows->kernels->set_bits(passed->over + j * passed->blocks, passed->blocks, scratch->over);
 }
 
 /* Rows of [a, b) without a bound. */
@@ -243,15 +226,26 @@ static void see_loose(const cairn_rows *rows, cairn_choice *choice, const cairn_
     }
 }
 
-void cairn_sketch_scan(const cairn_sketch *sketch, const cairn_rows *rows, cairn_index_scratch *scratch, size_t i0,
-                       size_t n, size_t begin, size_t end)
+/* Of one query's bits those of rows [a, b) that have a bound. */
+static void mask_bits(uint64_t *over, const uint64_t *bound, size_t blocks, size_t a, size_t b)
+{
+    for (size_t g = 0; g < blocks; g++) over[g] &= bound[g];
+    for (size_t g = 0; g < a / CAIRN_SKETCH_BLOCK; g++) over[g] = 0;
+    over[a / CAIRN_SKETCH_BLOCK] &= ~UINT64_C(0) << a % CAIRN_SKETCH_BLOCK;
+    for (size_t g = (b - 1) / CAIRN_SKETCH_BLOCK + 1; g < blocks; g++) over[g] = 0;
+    over[(b - 1) / CAIRN_SKETCH_BLOCK] &= ~UINT64_C(0) >> (63 - (b - 1) % CAIRN_SKETCH_BLOCK);
+}
+
+void cairn_sketch_pass(const cairn_sketch *sketch, const cairn_rows *rows, cairn_index_scratch *scratch, size_t i0,
+                       size_t n, size_t begin, size_t end, cairn_sketch_passed *passed)
 {
     const cairn_sketch_chunk *chunk = &sketch->chunks[begin / CAIRN_CHUNK_ROWS];
+    const size_t row_bytes = rows->dim * cairn_dtype_size(rows->dtype);
     size_t chunk_first = begin / CAIRN_CHUNK_ROWS * CAIRN_CHUNK_ROWS;
     int32_t least[CAIRN_SCAN_TOGETHER];
-    uint64_t over[CAIRN_SCAN_TOGETHER * (CAIRN_SPAN_ROWS / CAIRN_SKETCH_BLOCK)];
     size_t low = end; /* rows of this call: the hull of what is wanted */
     size_t high = begin;
+    passed->blocks = 0;
     for (size_t j = i0; j < n; j++) {
         size_t a;
         size_t b;
@@ -263,15 +257,43 @@ void cairn_sketch_scan(const cairn_sketch *sketch, const cairn_rows *rows, cairn
         least[j - i0] = least_sum(&scratch->query[j]);
     }
     if (low >= high) return;
-    size_t block = (low - chunk_first) / CAIRN_SKETCH_BLOCK;
-    size_t blocks = (high - chunk_first + CAIRN_SKETCH_BLOCK - 1) / CAIRN_SKETCH_BLOCK - block;
+    const size_t block = (low - chunk_first) / CAIRN_SKETCH_BLOCK;
+    const size_t blocks = (high - chunk_first + CAIRN_SKETCH_BLOCK - 1) / CAIRN_SKETCH_BLOCK - block;
+    const size_t first = chunk_first + block * CAIRN_SKETCH_BLOCK;
+    passed->first = first;
+    passed->blocks = blocks;
     rows->kernels->sketch_i8(chunk->rows, block, blocks, sketch->width, scratch->sketch + i0 * sketch->width, least,
-                             n - i0, over);
-    for (size_t j = i0; j < n; j++) {
+                             n - i0, passed->over);
+    const char *data = cairn_rows_at(rows, first);
+    for (size_t j = 0; j < n - i0; j++) {
+        uint64_t *over = passed->over + j * blocks;
         size_t a;
         size_t b;
-        if (!cairn_scan_overlap(&scratch->query[j], begin, end, &a, &b)) continue;
-        see_rows(rows, scratch, &scratch->query[j].choice, over + (j - i0) * blocks, chunk->bound + block, blocks,
-                 chunk_first + block * CAIRN_SKETCH_BLOCK, a, b);
+        if (!cairn_scan_overlap(&scratch->query[i0 + j], begin, end, &a, &b)) {
+            memset(over, 0, blocks * sizeof *over);
+            continue;
+        }
+        mask_bits(over, chunk->bound + block, blocks, a > first ? a - first : 0, b - first);
+        const size_t found = passed_rows(rows, scratch, passed, j);
+        for (size_t i = 0; i < found; i++)
+            for (size_t byte = 0; byte < row_bytes; byte += 64)
+                __builtin_prefetch(data + scratch->over[i] * row_bytes + byte);
+    }
+}
+
+void cairn_sketch_look(const cairn_rows *rows, cairn_index_scratch *scratch, size_t i0, size_t n,
+                       const cairn_sketch_passed *passed)
+{
+    const uint32_t *at = scratch->over;
+    float *scores = scratch->scores;
+    if (passed->blocks == 0) return;
+    const char *data = cairn_rows_at(rows, passed->first);
+    for (size_t j = 0; j < n - i0; j++) {
+        cairn_choice *choice = &scratch->query[i0 + j].choice;
+        const size_t found = passed_rows(rows, scratch, passed, j);
+        choice->rescored += found;
+        rows->kernels->dot_rows(scores, choice->q, data, rows->dtype, rows->dim, at, found);
+        for (size_t i = 0; i < found; i++)
+            if (scores[i] >= choice->least) cairn_choice_see_one(choice, (uint32_t)(passed->first + at[i]), scores[i]);
     }
 }

@@ -36,12 +36,37 @@ enum {
     CAIRN_FRAMES_MAX = 16 /* 32 * 4^14 > 2^32 */
 };
 
+/* Memory of a chunk is its own, or a part of a run of huge pages that was mapped for many at once and belongs to the
+ * first of them. */
+typedef struct cairn_part {
+    bool in_run;
+    void *run; /* NULL: another's */
+    size_t run_bytes;
+} cairn_part;
+static inline void cairn_part_free(const cairn_part *part, void *data)
+{
+    if (!part->in_run) cairn_free(data);
+    cairn_unmap(part->run, part->run_bytes);
+}
+/* A run for so many new chunks, zeroed; NULL where it would not fill half a huge page, or there is no memory for it. */
+static inline char *cairn_run_new(size_t chunks, size_t chunk_bytes)
+{
+    size_t bytes;
+    if (!cairn_mul_size(chunks, chunk_bytes, &bytes) || bytes < CAIRN_HUGE_PAGE / 2) return NULL;
+    return cairn_map(bytes, true);
+}
+static inline cairn_part cairn_part_of(char *run, size_t chunks, size_t chunk_bytes, size_t at)
+{
+    return (cairn_part){run != NULL, at == 0 ? run : NULL, at == 0 ? chunks * chunk_bytes : 0};
+}
+
 typedef struct cairn_row_chunk {
     void *rows;      /* (capacity, dim) of the row type */
     int8_t *image;   /* (capacity, image_dim) interleaved by 16 (kernels_internal.h); NULL: only full precision */
     float *scale;    /* (capacity) */
     int32_t *sum;    /* (capacity) */
     size_t capacity; /* a multiple of 16 */
+    cairn_part part; /* of the memory at rows */
 } cairn_row_chunk;
 
 typedef struct cairn_rows {
@@ -267,6 +292,7 @@ enum {
 
 typedef struct cairn_sketch_chunk {        /* of the same rows as cairn_row_chunk */
     int8_t *rows;                          /* (CAIRN_CHUNK_ROWS, width), interleaved (kernels_internal.h) */
+    cairn_part part;                       /* of the memory at rows */
     uint64_t bound[CAIRN_CHUNK_ROWS / 64]; /* a bit a row: has a bound */
     uint32_t *loose;                       /* (loose_room) ascending: rows of the chunk that have none, */
     float *loose_rows;                     /* (loose_room, dim) and what they are */

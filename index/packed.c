@@ -236,8 +236,8 @@ static bool get_plan(source *s, const packed *p, cairn_sketch *sketch)
     double weights[4];
     sketch->width = p->width;
     sketch->planned = p->wanted;
-    if (!worked(s, cairn_sketch_make(sketch, dim)) || !get(s, sketch->center, dim * sizeof *sketch->center) ||
-        !get(s, sketch->to_row, matrices_bytes(dim)) ||
+    if (!worked(s, cairn_sketch_make(sketch, dim)) || !worked(s, cairn_sketch_reserve(sketch, p->wanted)) ||
+        !get(s, sketch->center, dim * sizeof *sketch->center) || !get(s, sketch->to_row, matrices_bytes(dim)) ||
         !get(s, sketch->step, (sketch->width - 1) * sizeof *sketch->step))
         return false;
     memcpy(weights, p->head + 32, sizeof weights);
@@ -272,7 +272,7 @@ static bool get_sketch(source *s, const packed *p, cairn_sketch *sketch, size_t 
     uint32_t ids[CAIRN_CHUNK_ROWS];
     int8_t unwanted[CAIRN_SKETCH_BLOCK * CAIRN_SKETCH_WIDTH_MAX];
     if (!get(s, &loose, sizeof loose) || loose > n || !get(s, ids, loose * sizeof *ids) ||
-        !get(s, bound, blocks * sizeof *bound) || (whole && !worked(s, cairn_sketch_reserve(sketch, begin + n))))
+        !get(s, bound, blocks * sizeof *bound))
         return false;
     if (whole && !get(s, sketch->chunks[c].rows, blocks * row_block)) return false;
     for (size_t b = 0; !whole && b < blocks; b++)

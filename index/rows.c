@@ -52,7 +52,7 @@ static void image_free(cairn_row_chunk *chunk)
 void cairn_rows_wipe(cairn_rows *rows)
 {
     for (size_t i = 0; i < rows->chunk_count; i++) {
-        cairn_free(rows->chunks[i].rows);
+        cairn_part_free(&rows->chunks[i].part, rows->chunks[i].rows);
         image_free(&rows->chunks[i]);
     }
     cairn_free(rows->chunks);
@@ -80,16 +80,18 @@ static bool image_new(const cairn_rows *rows, cairn_row_chunk *chunk)
     return chunk->image != NULL && chunk->scale != NULL && chunk->sum != NULL;
 }
 
-/* A larger copy of a chunk. The rest of the image is zero, so a group of 16 that is not full yet is defined. */
-static cairn_status chunk_grow(cairn_rows *rows, cairn_row_chunk *chunk, size_t capacity)
+/* A larger copy of a chunk, its rows at `place` if that is given, of which `part` tells whose it is. The rest of the
+ * image is zero, so a group of 16 that is not full yet is defined. */
+static cairn_status chunk_grow(cairn_rows *rows, cairn_row_chunk *chunk, size_t capacity, void *place, cairn_part part)
 {
     size_t old = chunk->capacity;
-    cairn_row_chunk bigger = {.capacity = capacity};
+    cairn_row_chunk bigger = {.capacity = capacity, .rows = place, .part = part};
     bool imaged = rows->imaged && (old == 0 ? !rows->lean : chunk->image != NULL);
-    bool complete = (bigger.rows = cairn_alloc(capacity * row_bytes(rows))) != NULL;
+    if (place == NULL) bigger.rows = cairn_alloc(capacity * row_bytes(rows));
+    bool complete = bigger.rows != NULL;
     if (imaged) complete = image_new(rows, &bigger) && complete;
     if (!complete) {
-        cairn_free(bigger.rows);
+        cairn_part_free(&bigger.part, bigger.rows);
         image_free(&bigger);
         return cairn_fail(CAIRN_NO_MEMORY, "%zu rows of %u dimensions after %zu", capacity, rows->dim, rows->count);
     }
@@ -99,7 +101,7 @@ static cairn_status chunk_grow(cairn_rows *rows, cairn_row_chunk *chunk, size_t 
         memcpy(bigger.scale, chunk->scale, old * sizeof *chunk->scale);
         memcpy(bigger.sum, chunk->sum, old * sizeof *chunk->sum);
     }
-    cairn_free(chunk->rows);
+    cairn_part_free(&chunk->part, chunk->rows);
     image_free(chunk);
     rows->bytes += (capacity - old) * (row_bytes(rows) + (imaged ? image_bytes(rows) : 0));
     *chunk = bigger;
@@ -131,14 +133,24 @@ cairn_status cairn_rows_reserve(cairn_rows *rows, size_t count)
     st = array_reserve(rows, &array, &rows->span_room, cairn_span_of(count) + 1, sizeof *rows->broken);
     if (st != CAIRN_OK) return st;
     rows->broken = array;
+    const size_t first = rows->chunk_count, fresh = chunks > first ? chunks - first : 0;
+    const size_t chunk_bytes = CAIRN_CHUNK_ROWS * row_bytes(rows);
+    char *run = cairn_run_new(fresh, chunk_bytes);
     for (size_t i = 0; i < chunks; i++) {
         if (i == rows->chunk_count) rows->chunks[rows->chunk_count++] = (cairn_row_chunk){0};
         cairn_row_chunk *chunk = &rows->chunks[i];
+        if (run != NULL && i >= first) {
+            const cairn_part part = cairn_part_of(run, fresh, chunk_bytes, i - first);
+            st = chunk_grow(rows, chunk, CAIRN_CHUNK_ROWS, run + (i - first) * chunk_bytes, part);
+            if (st != CAIRN_OK) return st;
+            continue;
+        }
         size_t need = count - i * CAIRN_CHUNK_ROWS;
         size_t capacity = chunk->capacity;
         if (capacity < FIRST_ROWS) capacity = i == 0 ? FIRST_ROWS : CAIRN_CHUNK_ROWS;
         while (capacity < need && capacity < CAIRN_CHUNK_ROWS) capacity *= 2;
-        if (capacity != chunk->capacity && (st = chunk_grow(rows, chunk, capacity)) != CAIRN_OK) return st;
+        if (capacity != chunk->capacity && (st = chunk_grow(rows, chunk, capacity, NULL, (cairn_part){0})) != CAIRN_OK)
+            return st;
     }
     return CAIRN_OK;
 }
@@ -264,7 +276,7 @@ void cairn_rows_clear(cairn_rows *rows)
     for (size_t i = 0; i < rows->chunk_count; i++) {
         cairn_row_chunk *chunk = &rows->chunks[i];
         rows->bytes -= chunk->capacity * (row_bytes(rows) + (chunk->image != NULL ? image_bytes(rows) : 0));
-        cairn_free(chunk->rows);
+        cairn_part_free(&chunk->part, chunk->rows);
         image_free(chunk);
     }
     rows->chunk_count = 0;

@@ -29,7 +29,7 @@ static const double LEAST_MAX = 0x1p29; /* of the kernel */
 void cairn_sketch_wipe(cairn_sketch *sketch)
 {
     for (size_t i = 0; i < sketch->chunk_count; i++) {
-        cairn_free(sketch->chunks[i].rows);
+        cairn_part_free(&sketch->chunks[i].part, sketch->chunks[i].rows);
         cairn_free(sketch->chunks[i].loose);
         cairn_free(sketch->chunks[i].loose_rows);
     }
@@ -46,10 +46,14 @@ cairn_status cairn_sketch_reserve(cairn_sketch *sketch, size_t count)
     cairn_sketch_chunk *more = cairn_grow(sketch->chunks, sketch->chunk_count * sizeof *more, chunks, sizeof *more);
     if (more == NULL) return cairn_fail(CAIRN_NO_MEMORY, "sketch of %zu rows", count);
     sketch->chunks = more;
+    const size_t first = sketch->chunk_count, fresh = chunks - first;
+    char *run = cairn_run_new(fresh, row_bytes);
     while (sketch->chunk_count < chunks) {
+        const size_t at = sketch->chunk_count - first;
         cairn_sketch_chunk *chunk = &more[sketch->chunk_count];
-        *chunk = (cairn_sketch_chunk){0};
-        chunk->rows = cairn_calloc(1, row_bytes); /* a block that is not full yet is defined */
+        *chunk = (cairn_sketch_chunk){.part = cairn_part_of(run, fresh, row_bytes, at)};
+        /* zeroed: a block that is not full yet is defined */
+        chunk->rows = run != NULL ? (int8_t *)run + at * row_bytes : cairn_calloc(1, row_bytes);
         if (chunk->rows == NULL) return cairn_fail(CAIRN_NO_MEMORY, "sketch of %zu rows", count);
         sketch->chunk_count++;
         sketch->bytes += row_bytes + sizeof *chunk;
@@ -277,7 +281,7 @@ void cairn_sketch_pass(const cairn_sketch *sketch, const cairn_rows *rows, cairn
         const size_t found = passed_rows(rows, scratch, passed, j);
         for (size_t i = 0; i < found; i++)
             for (size_t byte = 0; byte < row_bytes; byte += 64)
-                __builtin_prefetch(data + scratch->over[i] * row_bytes + byte);
+                __builtin_prefetch(data + scratch->over[i] * row_bytes + byte, 0, 2);
     }
 }
 

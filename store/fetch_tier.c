@@ -21,7 +21,7 @@
 #include <math.h>
 #include <sys/mman.h>
 
-enum { TIER_SLOT_COST = 144, TIER_CHUNK = 2 << 20, TIER_FIRST = 64 };
+enum { TIER_SLOT_COST = 144, TIER_CHUNK = CAIRN_HUGE_PAGE, TIER_FIRST = 64 };
 enum { TIER_CHUNKS_FIRST = 16 };
 enum { AT_PIN = UINT32_MAX - 1, AT_FREE = UINT32_MAX };
 static const double TIER_HALF_LIFE = 0.5;
@@ -181,19 +181,6 @@ static bool grow(tier *t)
     return true;
 }
 
-/* Address space that begins on a huge page's boundary. */
-static uint8_t *map_aligned(size_t bytes)
-{
-    size_t whole;
-    if (!cairn_add_size(bytes, TIER_CHUNK, &whole)) return NULL;
-    uint8_t *p = mmap(NULL, whole, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (p == MAP_FAILED) return NULL;
-    size_t before = (TIER_CHUNK - (uintptr_t)p % TIER_CHUNK) % TIER_CHUNK;
-    if (before > 0) munmap(p, before);
-    if (before < TIER_CHUNK) munmap(p + before + bytes, TIER_CHUNK - before);
-    return p + before;
-}
-
 static bool add_chunk(tier *t)
 {
     if (t->chunks_n == t->chunks_room) {
@@ -203,10 +190,9 @@ static bool add_chunk(tier *t)
         t->chunks = bigger;
         t->chunks_room = n;
     }
-    uint8_t *data = map_aligned(t->chunk_bytes);
-    if (data == NULL) return false;
     bool huge = !t->small_pages && (t->chunks_n + 1) * t->chunk_slots <= t->capacity;
-    madvise(data, t->chunk_bytes, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+    uint8_t *data = cairn_map(t->chunk_bytes, huge);
+    if (data == NULL) return false;
     if (huge) t->resident += t->chunk_bytes;
     t->chunks[t->chunks_n++] = (chunk){data, huge};
     return true;
@@ -258,7 +244,7 @@ cairn_status tier_new(size_t slot_bytes, size_t per_tile, uint64_t budget, tier 
 
 static void empty(tier *t)
 {
-    for (size_t i = 0; i < t->chunks_n; i++) munmap(t->chunks[i].data, t->chunk_bytes);
+    for (size_t i = 0; i < t->chunks_n; i++) cairn_unmap(t->chunks[i].data, t->chunk_bytes);
     cairn_free(t->chunks);
     cairn_free(t->slots);
     cairn_free(t->heap);

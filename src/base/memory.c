@@ -4,6 +4,7 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 enum { LINE = 64 }; /* cache line, and the width of an AVX-512 register */
@@ -18,11 +19,14 @@ uint64_t cairn_alloc_fail_at(uint64_t n)
     return made;
 }
 
+static bool fails_now(void)
+{
+    return atomic_fetch_add(&alloc_count, 1) + 1 == atomic_load(&alloc_fail);
+}
+
 void *cairn_alloc(size_t bytes)
 {
-    uint64_t number = atomic_fetch_add(&alloc_count, 1) + 1;
-    if (number == atomic_load(&alloc_fail)) return NULL;
-    if (bytes > SIZE_MAX - LINE) return NULL;
+    if (fails_now() || bytes > SIZE_MAX - LINE) return NULL;
     size_t rounded = (bytes + LINE - 1) / LINE * LINE; /* aligned_alloc wants a multiple */
     return aligned_alloc(LINE, rounded != 0 ? rounded : LINE);
 }
@@ -52,6 +56,38 @@ void *cairn_grow(void *block, size_t old_bytes, size_t count, size_t size)
 void cairn_free(void *block)
 {
     free(block);
+}
+
+/* Of so many bytes, the huge pages: the last one if at least half of it is used. */
+static size_t huge_bytes(size_t bytes)
+{
+    return (bytes + CAIRN_HUGE_PAGE / 2) / CAIRN_HUGE_PAGE * CAIRN_HUGE_PAGE;
+}
+static size_t mapped_bytes(size_t bytes)
+{
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE), whole = (bytes + page - 1) / page * page;
+    return whole > huge_bytes(bytes) ? whole : huge_bytes(bytes);
+}
+
+void *cairn_map(size_t bytes, bool huge)
+{
+    if (fails_now() || bytes > SIZE_MAX / 2) return NULL;
+    const size_t used = mapped_bytes(bytes), whole = used + CAIRN_HUGE_PAGE;
+    char *p = mmap(NULL, whole, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED) return NULL;
+    const size_t before = (CAIRN_HUGE_PAGE - (uintptr_t)p % CAIRN_HUGE_PAGE) % CAIRN_HUGE_PAGE;
+    if (before > 0) munmap(p, before);
+    if (before < CAIRN_HUGE_PAGE) munmap(p + before + used, CAIRN_HUGE_PAGE - before);
+    if (huge)
+        madvise(p + before, huge_bytes(bytes), MADV_HUGEPAGE); /* no error if there are none */
+    else
+        madvise(p + before, used, MADV_NOHUGEPAGE);
+    return p + before;
+}
+
+void cairn_unmap(void *block, size_t bytes)
+{
+    if (block != NULL) munmap(block, mapped_bytes(bytes));
 }
 
 char *cairn_strdup(const char *text)

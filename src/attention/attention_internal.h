@@ -165,7 +165,8 @@ typedef struct attn_step { /* buffers kept between steps */
     attn_unit *units;
     size_t n_units;
     size_t cap_units;
-    uint64_t *bits; /* (kv_heads, words): tiles wanted */
+    uint64_t *bits; /* (kv_heads, words): tiles wanted; 0 between two lists */
+    size_t *set;    /* (kv_heads, words) which of them are not 0 */
     uint32_t *rank; /* (kv_heads, words): number of the word's first tile */
     size_t cap_words;
     attn_request *requests;

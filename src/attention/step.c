@@ -67,6 +67,7 @@ void attn_step_wipe(attn_step *step)
     }
     cairn_free(step->units);
     cairn_free(step->bits);
+    cairn_free(step->set);
     cairn_free(step->rank);
     cairn_free(step->requests);
     cairn_free(step->mass);
@@ -238,8 +239,37 @@ static cairn_status reserve_workers(attn_step *step, const attn_chunk *chunk)
     return st;
 }
 
+/* Sets the bits of all picks. The words that have any, ascending, into step->set; returns how many. */
+static size_t set_words(attn_step *step, size_t words, size_t heads)
+{
+    size_t n = 0;
+    bool ascending = true;
+    for (size_t u = 0; u < step->n_units; u++) {
+        const attn_unit *unit = &step->units[u];
+        for (size_t i = 0; i < unit->n_picks; i++) {
+            const size_t w = words * unit->head + (size_t)(unit->picks[i].block / 64);
+            if (step->bits[w] == 0) {
+                ascending = ascending && (n == 0 || step->set[n - 1] < w);
+                step->set[n++] = w;
+            }
+            step->bits[w] |= UINT64_C(1) << unit->picks[i].block % 64;
+        }
+    }
+    if (ascending) return n;
+    n = 0;
+    for (size_t w = 0; w < words * heads; w++)
+        if (step->bits[w] != 0) step->set[n++] = w;
+    return n;
+}
+
+static void clear_words(attn_step *step, size_t set)
+{
+    for (size_t i = 0; i < set; i++) step->bits[step->set[i]] = 0;
+}
+
 /* Numbers the distinct (head, block) pairs of all picks, in order of head and block, without sorting: one bit a block.
- */
+ * Of millions of blocks a token chooses a few, in order: only the words it sets are looked at, and all are 0 again at
+ * the end. */
 static cairn_status list_tiles(attn_step *step, size_t *out_n)
 {
     uint32_t heads = step->shape->kv_heads;
@@ -258,24 +288,23 @@ static cairn_status list_tiles(attn_step *step, size_t *out_n)
         cairn_free(step->bits);
         cairn_free(step->rank);
         step->cap_words = 0;
-        step->bits = cairn_alloc_array(words * heads, 2 * sizeof *step->bits);
+        cairn_free(step->set);
+        step->bits = cairn_calloc(words * heads, 2 * sizeof *step->bits);
         step->rank = cairn_alloc_array(words * heads, 2 * sizeof *step->rank);
-        if (step->bits == NULL || step->rank == NULL) return cairn_fail(CAIRN_NO_MEMORY, "%zu words of tiles", words);
+        step->set = cairn_alloc_array(words * heads, 2 * sizeof *step->set);
+        if (step->bits == NULL || step->rank == NULL || step->set == NULL)
+            return cairn_fail(CAIRN_NO_MEMORY, "%zu words of tiles", words);
         step->cap_words = 2 * words * heads;
     }
-    memset(step->bits, 0, words * heads * sizeof *step->bits);
-    for (size_t u = 0; u < step->n_units; u++) {
-        const attn_unit *unit = &step->units[u];
-        uint64_t *bits = step->bits + words * unit->head;
-        for (size_t i = 0; i < unit->n_picks; i++)
-            bits[unit->picks[i].block / 64] |= UINT64_C(1) << unit->picks[i].block % 64;
+    const size_t set = set_words(step, words, heads);
+    for (size_t i = 0; i < set; i++) {
+        step->rank[step->set[i]] = (uint32_t)n;
+        n += (size_t)__builtin_popcountll(step->bits[step->set[i]]);
     }
-    for (size_t w = 0; w < words * heads; w++) { /* of millions of blocks a token chooses a few: most words are empty */
-        if (step->bits[w] == 0) continue;
-        step->rank[w] = (uint32_t)n;
-        n += (size_t)__builtin_popcountll(step->bits[w]);
+    if (n > UINT32_MAX) {
+        clear_words(step, set);
+        return cairn_fail(CAIRN_UNSUPPORTED, "a step of %zu tiles", n);
     }
-    if (n > UINT32_MAX) return cairn_fail(CAIRN_UNSUPPORTED, "a step of %zu tiles", n);
     if (n > step->cap_requests) {
         size_t cap = n + n / 2;
         cairn_free(step->requests);
@@ -285,12 +314,14 @@ static cairn_status list_tiles(attn_step *step, size_t *out_n)
         step->requests = cairn_alloc_array(cap, sizeof *step->requests);
         step->mass = cairn_alloc_array(cap, sizeof *step->mass);
         step->tiles = cairn_alloc_array(cap, sizeof *step->tiles);
-        if (step->requests == NULL || step->mass == NULL || step->tiles == NULL)
+        if (step->requests == NULL || step->mass == NULL || step->tiles == NULL) {
+            clear_words(step, set);
             return cairn_fail(CAIRN_NO_MEMORY, "a step of %zu tiles", n);
+        }
         step->cap_requests = cap;
     }
-    for (size_t w = 0; w < words * heads; w++) {
-        if (step->bits[w] == 0) continue;
+    for (size_t i = 0; i < set; i++) {
+        const size_t w = step->set[i];
         size_t at = step->rank[w];
         for (uint64_t bits = step->bits[w]; bits != 0; bits &= bits - 1)
             step->requests[at++] =
@@ -309,6 +340,7 @@ static cairn_status list_tiles(attn_step *step, size_t *out_n)
                 step->block_mass[p->block] += (double)p->weight;
         }
     }
+    clear_words(step, set);
     *out_n = n;
     return CAIRN_OK;
 }

@@ -338,10 +338,7 @@ void cairn_q8_mix_words(const cairn_tile *tile, size_t nq, float *p, size_t ld, 
     int32_t four[2 * PIECE];
     float unit[TILE_QUERIES];
     (void)scratch;
-    for (size_t i = 0; i < nq; i++) {
-        ask_before(ahead, i, nq);
-        unit[i] = weight_words(tile, p + i * ld) * factor[i];
-    }
+    for (size_t i = 0; i < nq; i++) unit[i] = weight_words(tile, p + i * ld) * factor[i];
     for (size_t first = 0, n; first < tokens; first += n) {
         const int8_t *values = (const int8_t *)tile->values + first * dim;
         const tile_stream *asks = ahead;

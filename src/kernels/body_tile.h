@@ -21,9 +21,10 @@
 
 /* ---- scores ---- */
 
-/* QB queries x TB = VL / QB keys: VL vectors of partial sums, one tree, VL scores. dim is a multiple of VL. */
+/* QB queries x TB = VL / QB keys: VL vectors of partial sums, one tree, VL scores. dim is a multiple of VL. ask: as
+ * many bytes are asked for meanwhile, unless NULL. */
 INLINE void score_block(const int QB, cairn_dtype dtype, const char *keys, size_t stride, size_t dim,
-                        const float *const *q, float *scores, size_t ld)
+                        const float *const *q, float *scores, size_t ld, const char *ask)
 {
     const int TB = VL / QB;
     const size_t three = 3 * stride, step = VL * cairn_dtype_size(dtype);
@@ -34,6 +35,7 @@ INLINE void score_block(const int QB, cairn_dtype dtype, const char *keys, size_
 #pragma GCC unroll 4
     for (int i = 0; i < (TB + 3) / 4; i++) fourth[i] = keys + 4 * (size_t)i * stride;
     for (size_t d = 0; d < dim; d += VL) {
+        if (ask != NULL) ask_far(ask, (size_t)TB * step), ask += (size_t)TB * step;
 #pragma GCC unroll 4
         for (int i = 0; i < QB; i++) query[i] = v_kept(v_load(q[i] + d));
 #pragma GCC unroll 16
@@ -57,12 +59,15 @@ INLINE void score_queries(const int QB, cairn_dtype dtype, const char *keys, siz
                           const float *const *q, float *scores, size_t ld, const tile_stream *ahead)
 {
     const size_t TB = (size_t)(VL / QB), some = ask_every(ahead, TB, QB);
+    const bool within = TB * VL * cairn_dtype_size(dtype) >= 64; /* a block's dims are whole lines */
+    const char *ask = within ? ask_within(ahead, 0) : NULL;
     for (size_t t = 0; t < tokens;) {
         const size_t end = t + some < tokens ? t + some : tokens;
-        ask_ahead(ahead, t * stride, end * stride);
+        if (ask == NULL) ask_ahead(ahead, t * stride, end * stride);
         for (; t < end; t += TB) {
             if (t + TB > tokens) t = tokens - TB;
-            score_block(QB, dtype, keys + t * stride, stride, dim, q, scores + t, ld);
+            score_block(QB, dtype, keys + t * stride, stride, dim, q, scores + t, ld,
+                        ask != NULL ? ask + t * stride : NULL);
         }
     }
 }
@@ -174,13 +179,15 @@ INLINE void mix_block(const int QB, const int DB, const bool full, cairn_dtype d
 #pragma GCC unroll 32
     for (int i = 0; i < QB * DB; i++) sum[i] = v_zero();
     const size_t some = ask_every(ahead, 4, QB), step = VL * cairn_dtype_size(dtype);
-    const char *row = values + first * cairn_dtype_size(dtype);
+    const bool within = QB == 1 && full && (size_t)DB * step >= 64;
+    const char *row = values + first * cairn_dtype_size(dtype), *ask = within ? ask_within(ahead, from) : NULL;
     for (size_t t = 0; t < tokens;) {
         const size_t end = t + some < tokens ? t + some : tokens;
-        ask_ahead(ahead, from + t * each, from + end * each);
+        if (ask == NULL) ask_ahead(ahead, from + t * each, from + end * each);
         for (; t < end; t++, row += stride) {
             if (QB == 1 && full) { /* each value used as it is loaded: the sums take half of 16 registers */
                 const vf weight = v_kept(v_set(p[t]));
+                if (within && ask != NULL) ask_far(ask, (size_t)DB * step), ask += (size_t)DB * step * 3 / 4;
 #pragma GCC unroll 8
                 for (int b = 0; b < DB; b++)
                     sum[b] = v_fma(weight, v_load_as(row + (size_t)b * step, dtype, 0), sum[b]);
@@ -355,7 +362,7 @@ static void tile_attend(const cairn_tile *tile, size_t nq, const float *const *q
     tile_scratch s = tile_scratch_over(scratch, tokens, tile->head_dim);
     tile_stream keys, values;
     begin_streams(tile, nq, &keys, &values);
-    values.before = nq >= 3 ? values.bytes / 4 : 0;
+    if (nq >= 3) values.before = values.bytes / 4;
     for (size_t i = 0, n; i < nq; i += n) {
         float most[TILE_QUERIES], sum[TILE_QUERIES], factor[TILE_QUERIES];
         n = nq - i < TILE_QUERIES ? nq - i : TILE_QUERIES;
@@ -373,7 +380,8 @@ static void tile_attend(const cairn_tile *tile, size_t nq, const float *const *q
 
 /* exp_rows of scores in base 2, for weights that are rounded to 16 bits, added in the order that suits
  * avx512_amx_tile.c: vector by vector, four lanes, then those sums. */
-static void exp2_rows_near(size_t tokens, size_t n, float *p, size_t ld, float *most, float *sum)
+static void exp2_rows_near(size_t tokens, size_t n, float *p, size_t ld, float *most, float *sum,
+                           const tile_stream *ahead)
 {
     const vf least = v_set(BYTES_LEAST);
     greatest_of_rows(tokens, n, p, ld, most);
@@ -381,6 +389,7 @@ static void exp2_rows_near(size_t tokens, size_t n, float *p, size_t ld, float *
         const vf shift = v_set(most[i]);
         float *row = p + i * ld;
         vf s = v_zero();
+        ask_before(ahead, i, n);
         for (size_t t = 0; t < tokens; t += VL) {
             const vf x = v_sub(row_scores(row, t, tokens), shift);
             row_weights(row, t, tokens, v_exp2_near(v_max(least, x)), &s);
@@ -405,7 +414,7 @@ INLINE void attend_by_words(const cairn_tile *tile, size_t nq, const float *cons
         float most[TILE_QUERIES], sum[TILE_QUERIES], factor[TILE_QUERIES];
         n = nq - i < TILE_QUERIES ? nq - i : TILE_QUERIES;
         scores(tile, n, q + i, s.p, s.p_ld, &s, i == 0 ? &keys : NULL);
-        exp2_rows_near(tokens, n, s.p, s.p_ld, most, sum);
+        exp2_rows_near(tokens, n, s.p, s.p_ld, most, sum, i == 0 ? &values : NULL);
         for (size_t j = 0; j < n; j++) factor[j] = weight[i + j] / sum[j];
         for (size_t j = 0; lse != NULL && j < n; j++) lse[i + j] = most[j] * BYTES_LN2 + logf(sum[j]);
         mix(tile, n, s.p, s.p_ld, factor, out + i, &s, i == 0 ? &values : NULL);

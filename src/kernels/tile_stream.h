@@ -52,6 +52,17 @@ static inline __attribute__((always_inline)) size_t ask_every(const tile_stream 
     return queries == 1 ? 8 : 16;
 }
 
+/* What is asked for far ahead within a loop, as it comes to token t: NULL if it is not. */
+static inline __attribute__((always_inline)) const char *ask_within(const tile_stream *s, size_t from)
+{
+    if (s == NULL || !s->far || s->now == NULL) return NULL;
+    return s->now + s->before + (s->before != 0 ? from - from / 4 : from);
+}
+static inline __attribute__((always_inline)) void ask_far(const char *at, const size_t bytes)
+{
+    for (size_t i = 0; i < bytes; i += 64) _mm_prefetch(at + i, _MM_HINT_T1);
+}
+
 /* Between keys and values come exponentials, a quarter of the time with four queries: of n steps of that the i-th. */
 static inline __attribute__((always_inline)) void ask_before(const tile_stream *s, size_t i, size_t n)
 {
@@ -104,11 +115,11 @@ static inline void begin_streams(const cairn_tile *tile, size_t nq, tile_stream 
         for (size_t i = 0; i < keys->ahead; i += 64) _mm_prefetch(keys->now + i, _MM_HINT_T0);
         ask_scales(tile);
     }
-    if (!far || all > 2 * TILE_PAGE) touch_later(tile);
+    touch_later(tile);
     if (far) {
         if (all < FAR && tile->later != NULL) next = tile->later;
         *keys = (tile_stream){asks && next != NULL ? next->keys : NULL, NULL, half, 0, 0, true};
-        *values = (tile_stream){asks && next != NULL ? next->values : NULL, NULL, half, 0, 0, true};
+        *values = (tile_stream){asks && next != NULL ? next->values : NULL, NULL, half, 0, half / 4, true};
     }
     if (asks && next != NULL) ask_scales(next);
 }

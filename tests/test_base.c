@@ -149,6 +149,30 @@ static void the_allocation_named_fails_and_no_other(void **state)
     }
 }
 
+static void mapped_memory_is_zeroed_from_a_huge_page_on_and_only_what_is_used_is_there(void **state)
+{
+    (void)state;
+    const size_t sizes[] = {1, 4097, CAIRN_HUGE_PAGE / 2 - 1, CAIRN_HUGE_PAGE / 2, 3 * (size_t)CAIRN_HUGE_PAGE + 5};
+    for (size_t i = 0; i < 2 * sizeof sizes / sizeof *sizes; i++) {
+        const size_t bytes = sizes[i / 2];
+        const uint64_t before = cairn_peak_rss_bytes();
+        uint8_t *block = cairn_map(bytes, i % 2 == 0);
+        assert_non_null(block);
+        assert_int_equal((uintptr_t)block % CAIRN_HUGE_PAGE, 0);
+        for (size_t at = 0; at < bytes; at++) assert_int_equal(block[at], 0);
+        memset(block, 7, bytes);
+        cairn_unmap(block, bytes);
+        /* half a huge page more at most, and the page tables */
+        assert_true(cairn_peak_rss_bytes() < before + bytes + CAIRN_HUGE_PAGE / 2 + (256 << 10));
+    }
+    cairn_alloc_fail_at(1);
+    assert_null(cairn_map(4096, true));
+    cairn_alloc_fail_at(0);
+    assert_null(cairn_map(SIZE_MAX - 100, true));
+    assert_null(cairn_map(SIZE_MAX / 4, false));
+    cairn_unmap(NULL, 5);
+}
+
 static void peak_memory_is_what_was_touched_and_does_not_fall(void **state)
 {
     (void)state;
@@ -306,6 +330,7 @@ int main(void)
         cmocka_unit_test(blocks_start_on_a_line_and_zero_bytes_are_a_block_too),
         cmocka_unit_test(growing_keeps_the_bytes_and_a_failure_leaves_the_block_alone),
         cmocka_unit_test(the_allocation_named_fails_and_no_other),
+        cmocka_unit_test(mapped_memory_is_zeroed_from_a_huge_page_on_and_only_what_is_used_is_there),
         cmocka_unit_test(peak_memory_is_what_was_touched_and_does_not_fall),
         cmocka_unit_test(numbers_lie_on_disk_in_the_order_the_format_names),
         cmocka_unit_test(the_hash_is_xxh3_64),

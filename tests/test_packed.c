@@ -112,6 +112,14 @@ static void what_is_unpacked_is_what_was_packed(void **state)
         assert_int_equal(cairn_index_learnt(lean), learns);
         assert_int_equal(lean->rows.chunks[0].image == NULL, learns); /* without a sketch it is wanted */
         assert_non_null(imaged->rows.chunks[2].image);
+        /* from half of a huge page on its full chunks lie side by side in such pages */
+        const size_t chunk_bytes = CAIRN_CHUNK_ROWS * k.dim * cairn_dtype_size(k.dtype);
+        const cairn_row_chunk *chunks = lean->rows.chunks;
+        assert_int_equal(chunks[0].part.in_run, 2 * chunk_bytes >= CAIRN_HUGE_PAGE / 2);
+        assert_int_equal(chunks[1].part.in_run, chunks[0].part.in_run);
+        assert_int_equal((char *)chunks[1].rows - (char *)chunks[0].rows == (ptrdiff_t)chunk_bytes,
+                         chunks[0].part.in_run);
+        assert_false(chunks[2].part.in_run);
         if (learns) assert_true(cairn_index_bytes(lean) < cairn_index_bytes(imaged) * 4 / 5);
         assert_int_equal(cairn_index_bytes(imaged), cairn_index_bytes(from));
         assert_rows_are_the_keys(lean, &k);
@@ -254,7 +262,7 @@ static void a_pack_with_a_flipped_byte_or_without_its_end_is_refused(void **stat
 static void unpacking_without_memory_leaves_an_index_that_works(void **state)
 {
     (void)state;
-    keys k = keys_of_few_directions(41, 5000, 96, 32, CAIRN_F16);
+    keys k = keys_of_few_directions(41, 5000, 96, 64, CAIRN_F32); /* a full chunk: half a huge page */
     cairn_index *from = index_of("scan", &k), *to = NULL;
     assert_ok(cairn_index_learn(from, k.q, 32, 4, 64));
     bytes b = packed(from);
@@ -262,7 +270,7 @@ static void unpacking_without_memory_leaves_an_index_that_works(void **state)
     for (size_t part = 0; part < 3; part++) {
         st = CAIRN_NO_MEMORY;
         for (uint64_t fail = 1; st != CAIRN_OK; fail++) {
-            assert_ok(cairn_index_new("scan", 32, CAIRN_F16, &to));
+            assert_ok(cairn_index_new("scan", 64, CAIRN_F32, &to));
             b.at = 0;
             cairn_alloc_fail_at(fail);
             st = cairn_index_unpack(to, part == 0 ? 4500 : 5000, part == 1, bytes_read, &b);

@@ -9,8 +9,9 @@
 /* Near: some 4 KB ahead of the arithmetic, keys, then values, then the keys of the next tile. A line so comes to L1
  * just before its use: what is asked for by the tile, or only as far as L2, is gone from L1 when its turn comes, and
  * then waits for a fill buffer behind all that is still on its way from DRAM. Far, on AMD's processors: as far as L2
- * and a whole tile ahead, as evenly as the arithmetic goes. Their L1 waits for 24 lines at most; on Zen 4 random tiles
- * of 8 KB come at 8 GB/s by way of L1, however early they are asked for, at 16 to 20 by way of L2. */
+ * and a whole tile ahead, as evenly as the arithmetic goes. Their L1 waits for 24 lines at most, those on their way to
+ * L2 among them; on Zen 4 random tiles of 8 KB come at 8 GB/s by way of L1, however early they are asked for, at 16 to
+ * 20 by way of L2 if they are asked for a few at a time. */
 typedef struct tile_stream {
     const char *now, *then; /* of the `bytes` each that are used now, and after them; now NULL: nothing is asked for */
     size_t bytes, ahead;
@@ -102,7 +103,7 @@ static inline void touch_later(const cairn_tile *tile)
 }
 
 /* What is asked for while nq rows attend to the tile, keys first. Far: Zen 4 stops at a prefetch until its page is
- * found, so pages are looked up together, but for a tile of one or two. */
+ * found, so those of a tile are looked up together. */
 static inline void begin_streams(const cairn_tile *tile, size_t nq, tile_stream *keys, tile_stream *values)
 {
     enum { FAR = 6 << 10 };

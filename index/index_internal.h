@@ -49,16 +49,20 @@ static inline void cairn_part_free(const cairn_part *part, void *data)
     cairn_unmap(part->run, part->run_bytes);
 }
 /* A run for so many new chunks that are full at once, zeroed; NULL where it would not fill half a huge page, or there
- * is no memory for it. */
+ * is no memory for it. A last page that is used by half or more is huge too. */
+static inline size_t cairn_run_bytes(size_t chunks, size_t chunk_bytes)
+{
+    const size_t bytes = chunks * chunk_bytes, rest = bytes % CAIRN_HUGE_PAGE;
+    return rest >= CAIRN_HUGE_PAGE / 2 ? bytes - rest + CAIRN_HUGE_PAGE : bytes;
+}
 static inline char *cairn_run_new(size_t chunks, size_t chunk_bytes)
 {
-    size_t bytes;
-    if (!cairn_mul_size(chunks, chunk_bytes, &bytes) || bytes < CAIRN_HUGE_PAGE / 2) return NULL;
-    return cairn_map(bytes, true);
+    const size_t bytes = cairn_run_bytes(chunks, chunk_bytes); /* rows are counted in 32 bits */
+    return bytes < CAIRN_HUGE_PAGE ? NULL : cairn_map(bytes, true);
 }
 static inline cairn_part cairn_part_of(char *run, size_t chunks, size_t chunk_bytes, size_t at)
 {
-    return (cairn_part){true, at == 0 ? run : NULL, at == 0 ? chunks * chunk_bytes : 0};
+    return (cairn_part){true, at == 0 ? run : NULL, at == 0 ? cairn_run_bytes(chunks, chunk_bytes) : 0};
 }
 
 typedef struct cairn_row_chunk {

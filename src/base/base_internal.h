@@ -25,8 +25,8 @@ void *cairn_alloc_array(size_t count, size_t size); /* uninitialised */
 /* Grows (or makes, with NULL) to count * size bytes; old_bytes are kept. On failure the old block is untouched. */
 void *cairn_grow(void *block, size_t old_bytes, size_t count, size_t size);
 void cairn_free(void *block); /* NULL is fine */
-/* Zeroed memory in pages of its own, from a boundary of CAIRN_HUGE_PAGE on; NULL when out of memory. It consists of
- * huge pages, a rest of less than half of one excepted, if the system has them; or, unless `huge`, of small ones for
+/* Zeroed memory in pages of its own, from a boundary of CAIRN_HUGE_PAGE on; NULL when out of memory. Where it fills
+ * huge pages it consists of such if the system has them, the rest of small ones; unless `huge`, all of small ones for
  * good. */
 enum { CAIRN_HUGE_PAGE = 2 << 20 };
 void *cairn_map(size_t bytes, bool huge);

@@ -58,36 +58,28 @@ void cairn_free(void *block)
     free(block);
 }
 
-/* Of so many bytes, the huge pages: the last one if at least half of it is used. */
-static size_t huge_bytes(size_t bytes)
+static size_t whole_pages(size_t bytes)
 {
-    return (bytes + CAIRN_HUGE_PAGE / 2) / CAIRN_HUGE_PAGE * CAIRN_HUGE_PAGE;
-}
-static size_t mapped_bytes(size_t bytes)
-{
-    const size_t page = (size_t)sysconf(_SC_PAGESIZE), whole = (bytes + page - 1) / page * page;
-    return whole > huge_bytes(bytes) ? whole : huge_bytes(bytes);
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    return (bytes + page - 1) / page * page;
 }
 
 void *cairn_map(size_t bytes, bool huge)
 {
     if (fails_now() || bytes > SIZE_MAX / 2) return NULL;
-    const size_t used = mapped_bytes(bytes), whole = used + CAIRN_HUGE_PAGE;
+    const size_t used = whole_pages(bytes), whole = used + CAIRN_HUGE_PAGE;
     char *p = mmap(NULL, whole, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p == MAP_FAILED) return NULL;
     const size_t before = (CAIRN_HUGE_PAGE - (uintptr_t)p % CAIRN_HUGE_PAGE) % CAIRN_HUGE_PAGE;
     if (before > 0) munmap(p, before);
     if (before < CAIRN_HUGE_PAGE) munmap(p + before + used, CAIRN_HUGE_PAGE - before);
-    if (huge)
-        madvise(p + before, huge_bytes(bytes), MADV_HUGEPAGE); /* no error if there are none */
-    else
-        madvise(p + before, used, MADV_NOHUGEPAGE);
+    madvise(p + before, used, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE); /* that there are none is no error */
     return p + before;
 }
 
 void cairn_unmap(void *block, size_t bytes)
 {
-    if (block != NULL) munmap(block, mapped_bytes(bytes));
+    if (block != NULL) munmap(block, whole_pages(bytes));
 }
 
 char *cairn_strdup(const char *text)

@@ -135,8 +135,9 @@ cairn_status cairn_rows_reserve(cairn_rows *rows, size_t count)
     rows->broken = array;
     const size_t first = rows->chunk_count, chunk_bytes = CAIRN_CHUNK_ROWS * row_bytes(rows);
     const size_t full = count / CAIRN_CHUNK_ROWS, fresh = full > first ? full - first : 0;
-    char *run = cairn_run_new(fresh, chunk_bytes);
+    char *run = NULL;
     for (size_t i = 0; i < chunks; i++) {
+        if (i == first) run = cairn_run_new(fresh, chunk_bytes); /* which that chunk owns from here on */
         if (i == rows->chunk_count) rows->chunks[rows->chunk_count++] = (cairn_row_chunk){0};
         cairn_row_chunk *chunk = &rows->chunks[i];
         if (run != NULL && i >= first && i < full) {

@@ -334,8 +334,10 @@ static void greatest_of_rows(size_t tokens, size_t n, const float *p, size_t ld,
 
 /* Scores to exp(score - most), zeros behind them, and their sums. Step by step over all rows rather than row by row:
  * each step is short and its rows are independent, so that several are under way at once; a row's own chain (greatest,
- * exp, sum) is 100 cycles long. */
-static void exp_rows(size_t tokens, size_t n, float *p, size_t ld, float *most, float *sum, const tile_stream *ahead)
+ * exp, sum) is 100 cycles long. `near`: of scores in base 2, for weights that are rounded to 16 bits, added in the
+ * order that suits avx512_amx_tile.c: vector by vector, four lanes, then those sums. */
+INLINE void exp_rows(const bool near, size_t tokens, size_t n, float *p, size_t ld, float *most, float *sum,
+                     const tile_stream *ahead)
 {
     greatest_of_rows(tokens, n, p, ld, most);
     for (size_t i = 0; i < n; i++) {
@@ -345,9 +347,9 @@ static void exp_rows(size_t tokens, size_t n, float *p, size_t ld, float *most, 
         ask_before(ahead, i, n);
         for (size_t t = 0; t < tokens; t += VL) {
             const vf x = v_sub(row_scores(row, t, tokens), shift);
-            row_weights(row, t, tokens, v_exp_down(x), &s);
+            row_weights(row, t, tokens, near ? v_exp2_near(v_max(v_set(BYTES_LEAST), x)) : v_exp_down(x), &s);
         }
-        sum[i] = v_sum(s);
+        sum[i] = near ? v_sum_of_fours(s) : v_sum(s);
     }
 }
 
@@ -367,7 +369,7 @@ static void tile_attend(const cairn_tile *tile, size_t nq, const float *const *q
         float most[TILE_QUERIES], sum[TILE_QUERIES], factor[TILE_QUERIES];
         n = nq - i < TILE_QUERIES ? nq - i : TILE_QUERIES;
         score_tile(tile, n, q + i, s.p, s.p_ld, &s, i == 0 ? &keys : NULL);
-        exp_rows(tokens, n, s.p, s.p_ld, most, sum, i == 0 ? &values : NULL);
+        exp_rows(false, tokens, n, s.p, s.p_ld, most, sum, i == 0 ? &values : NULL);
         for (size_t j = 0; j < n; j++) factor[j] = weight[i + j] / sum[j];
         for (size_t j = 0; tile->dtype == CAIRN_Q8 && j < n; j++)
             fold_value_scales(tile, s.p + j * s.p_ld, s.p + j * s.p_ld);
@@ -377,26 +379,6 @@ static void tile_attend(const cairn_tile *tile, size_t nq, const float *const *q
 }
 
 /* ---- q8 by whole numbers of 16 bits ---- */
-
-/* exp_rows of scores in base 2, for weights that are rounded to 16 bits, added in the order that suits
- * avx512_amx_tile.c: vector by vector, four lanes, then those sums. */
-static void exp2_rows_near(size_t tokens, size_t n, float *p, size_t ld, float *most, float *sum,
-                           const tile_stream *ahead)
-{
-    const vf least = v_set(BYTES_LEAST);
-    greatest_of_rows(tokens, n, p, ld, most);
-    for (size_t i = 0; i < n; i++) {
-        const vf shift = v_set(most[i]);
-        float *row = p + i * ld;
-        vf s = v_zero();
-        ask_before(ahead, i, n);
-        for (size_t t = 0; t < tokens; t += VL) {
-            const vf x = v_sub(row_scores(row, t, tokens), shift);
-            row_weights(row, t, tokens, v_exp2_near(v_max(least, x)), &s);
-        }
-        sum[i] = v_sum_of_fours(s);
-    }
-}
 
 /* tile_attend, of a tile that suits them by the two functions given (twins_internal.h). */
 INLINE void attend_by_words(const cairn_tile *tile, size_t nq, const float *const *q, const float *weight,
@@ -414,7 +396,7 @@ INLINE void attend_by_words(const cairn_tile *tile, size_t nq, const float *cons
         float most[TILE_QUERIES], sum[TILE_QUERIES], factor[TILE_QUERIES];
         n = nq - i < TILE_QUERIES ? nq - i : TILE_QUERIES;
         scores(tile, n, q + i, s.p, s.p_ld, &s, i == 0 ? &keys : NULL);
-        exp2_rows_near(tokens, n, s.p, s.p_ld, most, sum, i == 0 ? &values : NULL);
+        exp_rows(true, tokens, n, s.p, s.p_ld, most, sum, i == 0 ? &values : NULL);
         for (size_t j = 0; j < n; j++) factor[j] = weight[i + j] / sum[j];
         for (size_t j = 0; lse != NULL && j < n; j++) lse[i + j] = most[j] * BYTES_LN2 + logf(sum[j]);
         mix(tile, n, s.p, s.p_ld, factor, out + i, &s, i == 0 ? &values : NULL);

@@ -11,9 +11,9 @@
  * tile in L2, by f32 and by words:
  *
  *      D    1 query       4 queries
- *     32    400, 310        840, 650
- *     64    520, 420      1,330, 990
- *    128    910, 680      2,390, 1,650
+ *     32    400, 260        840, 640
+ *     64    520, 370      1,330, 970
+ *    128    910, 605      2,390, 1,640
  */
 #include "tile_bytes.h"
 #include "tile_internal.h"
@@ -124,29 +124,41 @@ INLINE vi words_at(const int8_t *bytes)
     return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i_u *)(const void *)bytes));
 }
 
-/* QB queries, `stride` words apart, against 8 / QB keys; rows from `tokens` on are the last one. */
-INLINE void score_block(const int QB, const int8_t *keys, size_t dim, size_t tokens, const int16_t *q, size_t stride,
-                        const float *unit, float *scores, size_t ld)
+INLINE vi query_at(const int16_t *words)
+{
+    vi query = vi_load(words);
+    __asm__("" : "+x"(query)); /* see v_kept */
+    return query;
+}
+
+/* QB queries, `stride` words apart, against 8 / QB keys. ask: as many bytes are asked for meanwhile, unless NULL. */
+INLINE void score_block(const int QB, const int8_t *keys, size_t dim, const int16_t *q, size_t stride,
+                        const float *unit, float *scores, size_t ld, const char *ask)
 {
     const int TB = VL / QB;
-    const int8_t *row[VL];
+    const size_t three = 3 * dim;
+    const int8_t *fourth[2] = {keys, keys + 4 * dim}; /* see body_tile.h */
     vi sum[VL], pair[4], four[2];
     float block[VL];
 #pragma GCC unroll 8
-    for (int t = 0; t < TB; t++) row[t] = keys + least_of((size_t)t, tokens - 1) * dim;
-#pragma GCC unroll 8
     for (int i = 0; i < VL; i++) sum[i] = vi_zero();
     for (size_t d = 0; d < dim; d += 16) {
-        vi key[VL];
+        vi key[VL], query = query_at(q + d);
+        if (ask != NULL) ask_far(ask, 16 * (size_t)TB), ask += 16 * TB;
 #pragma GCC unroll 8
-        for (int t = 0; t < TB; t++) key[t] = words_at(row[t] + d);
+        for (int t = 0; t < TB; t++) {
+            key[t] = words_at(fourth[t / 4] + (t % 4 == 3 ? three : (size_t)(t % 4) * dim));
+            if (QB == 1)
+                sum[t] = vi_madd(key[t], query, sum[t]); /* as it is loaded: the sums take half of 16 registers */
+        }
 #pragma GCC unroll 4
-        for (int i = 0; i < QB; i++) {
-            vi query = vi_load(q + (size_t)i * stride + d);
-            __asm__("" : "+x"(query)); /* see v_kept */
+        for (int i = 0; QB > 1 && i < QB; i++) {
+            if (i > 0) query = query_at(q + (size_t)i * stride + d);
 #pragma GCC unroll 8
             for (int t = 0; t < TB; t++) sum[i * TB + t] = vi_madd(key[t], query, sum[i * TB + t]);
         }
+#pragma GCC unroll 2
+        for (int i = 0; i < (TB + 3) / 4; i++) fourth[i] += 16;
     }
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++)
@@ -163,17 +175,21 @@ INLINE void score_block(const int QB, const int8_t *keys, size_t dim, size_t tok
     for (int i = 0; i < QB; i++) memcpy(scores + (size_t)i * ld, block + i * TB, (size_t)TB * sizeof(float));
 }
 
-/* QB queries against all keys. */
+/* QB queries against all keys, at least 8. The last block overlaps the one before it. */
 INLINE void score_few(const int QB, const int8_t *keys, size_t dim, size_t tokens, const int16_t *q, size_t stride,
                       const float *unit, float *scores, size_t ld, const tile_stream *ahead)
 {
     const size_t TB = (size_t)(VL / QB);
     float units[VL];
+    const char *ask = QB == 1 ? ask_within(ahead, 0) : NULL; /* 8 keys of 16 dims are whole lines */
     for (size_t i = 0; i < VL; i++) units[i] = unit[i / TB];
     for (size_t t = 0; t < tokens;) {
         const size_t end = least_of(t + VL, tokens);
-        ask_ahead(ahead, t * dim, end * dim);
-        for (; t < end; t += TB) score_block(QB, keys + t * dim, dim, tokens - t, q, stride, units, scores + t, ld);
+        if (ask == NULL) ask_ahead(ahead, t * dim, end * dim);
+        for (; t < end; t += TB) {
+            if (t + TB > tokens) t = tokens - TB;
+            score_block(QB, keys + t * dim, dim, q, stride, units, scores + t, ld, ask != NULL ? ask + t * dim : NULL);
+        }
     }
 }
 
@@ -235,7 +251,7 @@ void cairn_q8_scores_words(const cairn_tile *tile, size_t nq, const float *const
     const int8_t *keys = tile->keys;
     float unit[TILE_QUERIES];
     int16_t *words = (int16_t *)(void *)scratch->rows; /* later turned keys */
-    if (nq < (dim > SHORT ? MANY : MANY_OF_SHORT)) {
+    if (nq < (dim > SHORT ? MANY : MANY_OF_SHORT) && tokens >= VL) {
         for (size_t i = 0; i < nq; i++) unit[i] = query_words(tile, q[i], words + i * dim);
 #define SCORE(QB)                                                                                                      \
     score_few(QB, keys, dim, tokens, words + i * dim, dim, unit + i, scores + i * ld, ld, i == 0 ? ahead : NULL)
@@ -266,7 +282,7 @@ void cairn_q8_scores_words(const cairn_tile *tile, size_t nq, const float *const
 /* ---- mix ---- */
 
 /* What two values, at a and b, add to 16 WIDE dims of QB sums. */
-INLINE void mix_two(const int QB, const int WIDE, const int8_t *a, const int8_t *b, const int32_t *by, vi sum[4][8])
+INLINE void mix_two(const int QB, const int WIDE, const int8_t *a, const int8_t *b, const char *by, vi sum[4][8])
 {
     vi x[8];
 #pragma GCC unroll 4
@@ -276,18 +292,24 @@ INLINE void mix_two(const int QB, const int WIDE, const int8_t *a, const int8_t 
     }
 #pragma GCC unroll 4
     for (int i = 0; i < QB; i++) {
-        const vi two = vi_set(by[i]);
+        int32_t two_weights;
+        memcpy(&two_weights, by + (size_t)i * sizeof two_weights, sizeof two_weights);
+        const vi two = vi_set(two_weights);
 #pragma GCC unroll 8
         for (int v = 0; v < 2 * WIDE; v++) sum[i][v] = vi_madd(x[v], two, sum[i][v]);
     }
 }
 
-/* out[i] += unit[i] times what the weights make of 16 WIDE dims of n values. by: the weights' words, interleaved. */
-INLINE void mix_words(const int QB, const int WIDE, const int8_t *values, size_t dim, size_t n, const int32_t *by,
+/* out[i] += unit[i] times what the weights make of 16 WIDE dims of n values. by: the weights' words,
+ * interleaved unless QB = 1. */
+INLINE void mix_words(const int QB, const int WIDE, const int8_t *values, size_t dim, size_t n, const char *by,
                       const float *unit, float *const *out, const tile_stream *ahead, size_t from, size_t each)
 {
     vi sum[4][8];
-    const size_t some = ask_every(ahead, 4, QB);
+    const size_t step = (QB == 1 ? 1 : 4) * sizeof(int32_t);
+    const bool within = QB == 1 && 32 * WIDE >= 64; /* what two tokens take is whole lines */
+    const size_t some = ask_every(ahead, 4, each);
+    const char *ask = within ? ask_within(ahead, from) : NULL;
     size_t t = 0;
 #pragma GCC unroll 4
     for (int i = 0; i < QB; i++)
@@ -295,11 +317,17 @@ INLINE void mix_words(const int QB, const int WIDE, const int8_t *values, size_t
         for (int v = 0; v < 2 * WIDE; v++) sum[i][v] = vi_zero();
     while (t + 2 <= n) {
         const size_t end = least_of(t + some, n / 2 * 2);
-        ask_ahead(ahead, from + t * each, from + end * each);
+        if (ask == NULL) ask_ahead(ahead, from + t * each, from + end * each);
 #pragma GCC unroll 2
-        for (; t < end; t += 2, values += 2 * dim, by += 4) mix_two(QB, WIDE, values, values + dim, by, sum);
+        for (; t < end; t += 2, values += 2 * dim, by += step) {
+            if (within && ask != NULL) ask_far(ask, 32 * (size_t)WIDE), ask += 32 * WIDE;
+            mix_two(QB, WIDE, values, values + dim, by, sum);
+        }
     }
-    if (t < n) mix_two(QB, WIDE, values, values, by, sum); /* the second one's weight is 0 */
+    if (t < n) { /* the second one's weight is 0 */
+        ask_ahead(ahead, from + t * each, from + n * each);
+        mix_two(QB, WIDE, values, values, by, sum);
+    }
 #pragma GCC unroll 4
     for (int i = 0; i < QB; i++)
 #pragma GCC unroll 8
@@ -313,7 +341,7 @@ INLINE void mix_words(const int QB, const int WIDE, const int8_t *values, size_t
 }
 
 /* All dims of QB rows. ahead as for mix_queries (body_tile.h). */
-INLINE void mix_all(const int QB, const int8_t *values, size_t dim, size_t n, const int32_t *by, const float *unit,
+INLINE void mix_all(const int QB, const int8_t *values, size_t dim, size_t n, const char *by, const float *unit,
                     float *const *out, const tile_stream *ahead, size_t from)
 {
     const int WIDE = QB == 1 ? 4 : QB == 2 ? 2 : 1;
@@ -344,8 +372,13 @@ void cairn_q8_mix_words(const cairn_tile *tile, size_t nq, float *p, size_t ld, 
         const tile_stream *asks = ahead;
         n = least_of(tokens - first, PIECE);
 #define MIX(QB)                                                                                                        \
-    interleave((const int16_t *)(const void *)(p + i * ld) + first, 2 * ld, (n + 31) / 32 * 32, four);                 \
-    mix_all(QB, values, dim, n, four, unit + i, out + i, asks, first * dim), asks = NULL
+    {                                                                                                                  \
+        const int16_t *words = (const int16_t *)(const void *)(p + i * ld) + first;                                    \
+        if (QB > 1) interleave(words, 2 * ld, (n + 31) / 32 * 32, four);                                               \
+        mix_all(QB, values, dim, n, QB > 1 ? (const char *)four : (const char *)words, unit + i, out + i, asks,        \
+                first * dim);                                                                                          \
+        asks = NULL;                                                                                                   \
+    }
         IN_FOURS(nq, MIX)
 #undef MIX
     }

@@ -58,7 +58,7 @@ INLINE void score_block(const int QB, cairn_dtype dtype, const char *keys, size_
 INLINE void score_queries(const int QB, cairn_dtype dtype, const char *keys, size_t stride, size_t tokens, size_t dim,
                           const float *const *q, float *scores, size_t ld, const tile_stream *ahead)
 {
-    const size_t TB = (size_t)(VL / QB), some = ask_every(ahead, TB, QB);
+    const size_t TB = (size_t)(VL / QB), some = ask_every(ahead, TB, stride);
     const bool within = TB * VL * cairn_dtype_size(dtype) >= 64; /* a block's dims are whole lines */
     const char *ask = within ? ask_within(ahead, 0) : NULL;
     for (size_t t = 0; t < tokens;) {
@@ -178,7 +178,7 @@ INLINE void mix_block(const int QB, const int DB, const bool full, cairn_dtype d
     vf sum[32], value[8];
 #pragma GCC unroll 32
     for (int i = 0; i < QB * DB; i++) sum[i] = v_zero();
-    const size_t some = ask_every(ahead, 4, QB), step = VL * cairn_dtype_size(dtype);
+    const size_t some = ask_every(ahead, 4, each), step = VL * cairn_dtype_size(dtype);
     const bool within = QB == 1 && full && (size_t)DB * step >= 64;
     const char *row = values + first * cairn_dtype_size(dtype), *ask = within ? ask_within(ahead, from) : NULL;
     for (size_t t = 0; t < tokens;) {
@@ -187,7 +187,7 @@ INLINE void mix_block(const int QB, const int DB, const bool full, cairn_dtype d
         for (; t < end; t++, row += stride) {
             if (QB == 1 && full) { /* each value used as it is loaded: the sums take half of 16 registers */
                 const vf weight = v_kept(v_set(p[t]));
-                if (within && ask != NULL) ask_far(ask, (size_t)DB * step), ask += (size_t)DB * step * 3 / 4;
+                if (within && ask != NULL) ask_far(ask, (size_t)DB * step), ask += (size_t)DB * step;
 #pragma GCC unroll 8
                 for (int b = 0; b < DB; b++)
                     sum[b] = v_fma(weight, v_load_as(row + (size_t)b * step, dtype, 0), sum[b]);

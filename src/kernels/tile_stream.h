@@ -45,26 +45,29 @@ static inline __attribute__((always_inline)) void ask_ahead(const tile_stream *s
     ask_between(s, from, to);
 }
 
-/* For how many tokens to ask at a time: `few` where it is for what is used soon; where it is not, for more of them, so
- * that the loop in between has the registers to itself, but with one query for no more than arrive meanwhile. */
-static inline __attribute__((always_inline)) size_t ask_every(const tile_stream *s, size_t few, int queries)
+/* For how many tokens, of `bytes` each, to ask at a time: a multiple of `few`. Of what is far no more than eight lines,
+ * for AMD's processors drop what they are asked for while 24 are on their way; and no fewer, so that the loop in
+ * between has the registers to itself. */
+static inline __attribute__((always_inline)) size_t ask_every(const tile_stream *s, size_t few, size_t bytes)
 {
-    if (s != NULL && !s->far) return few;
-    return queries == 1 ? 8 : 16;
+    enum { ALL = 16, FAR = 8 * 64 };
+    if (s == NULL) return ALL * few;
+    return s->far && FAR / bytes > few ? FAR / bytes / few * few : few;
 }
 
-/* What is asked for far ahead within a loop, as it comes to token t: NULL if it is not. */
+/* What is asked for far ahead within a loop that comes to byte `from`, of one query's, which asks for nothing before:
+ * NULL if nothing is. */
 static inline __attribute__((always_inline)) const char *ask_within(const tile_stream *s, size_t from)
 {
-    if (s == NULL || !s->far || s->now == NULL) return NULL;
-    return s->now + s->before + (s->before != 0 ? from - from / 4 : from);
+    return s == NULL || !s->far || s->now == NULL ? NULL : s->now + from;
 }
 static inline __attribute__((always_inline)) void ask_far(const char *at, const size_t bytes)
 {
     for (size_t i = 0; i < bytes; i += 64) _mm_prefetch(at + i, _MM_HINT_T1);
 }
 
-/* Between keys and values come exponentials, a quarter of the time with four queries: of n steps of that the i-th. */
+/* Between keys and values come exponentials, a quarter of the time with four queries: of n steps of that the i-th. One
+ * query's are too short for it. */
 static inline __attribute__((always_inline)) void ask_before(const tile_stream *s, size_t i, size_t n)
 {
     if (s == NULL || s->now == NULL) return;
@@ -120,7 +123,8 @@ static inline void begin_streams(const cairn_tile *tile, size_t nq, tile_stream 
     if (far) {
         if (all < FAR && tile->later != NULL) next = tile->later;
         *keys = (tile_stream){asks && next != NULL ? next->keys : NULL, NULL, half, 0, 0, true};
-        *values = (tile_stream){asks && next != NULL ? next->values : NULL, NULL, half, 0, half / 4, true};
+        *values = (tile_stream){asks && next != NULL ? next->values : NULL, NULL, half, 0, 0, true};
+        if (nq > 1) values->before = half / 4;
     }
     if (asks && next != NULL) ask_scales(next);
 }

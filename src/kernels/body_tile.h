@@ -180,6 +180,7 @@ INLINE void mix_block(const int QB, const int DB, const bool full, cairn_dtype d
     for (int i = 0; i < QB * DB; i++) sum[i] = v_zero();
     const size_t some = ask_every(ahead, 4, each), step = VL * cairn_dtype_size(dtype);
     const bool within = QB == 1 && full && (size_t)DB * step >= 64;
+    const size_t pace = ask_pace(ahead, (size_t)DB * step);
     const char *row = values + first * cairn_dtype_size(dtype), *ask = within ? ask_within(ahead, from) : NULL;
     for (size_t t = 0; t < tokens;) {
         const size_t end = t + some < tokens ? t + some : tokens;
@@ -187,7 +188,7 @@ INLINE void mix_block(const int QB, const int DB, const bool full, cairn_dtype d
         for (; t < end; t++, row += stride) {
             if (QB == 1 && full) { /* each value used as it is loaded: the sums take half of 16 registers */
                 const vf weight = v_kept(v_set(p[t]));
-                if (within && ask != NULL) ask_far(ask, (size_t)DB * step), ask += (size_t)DB * step;
+                if (within && ask != NULL) ask_far(ask, (size_t)DB * step), ask += pace;
 #pragma GCC unroll 8
                 for (int b = 0; b < DB; b++)
                     sum[b] = v_fma(weight, v_load_as(row + (size_t)b * step, dtype, 0), sum[b]);
@@ -364,7 +365,7 @@ static void tile_attend(const cairn_tile *tile, size_t nq, const float *const *q
     tile_scratch s = tile_scratch_over(scratch, tokens, tile->head_dim);
     tile_stream keys, values;
     begin_streams(tile, nq, &keys, &values);
-    if (nq >= 3) values.before = values.bytes / 4;
+    if (nq >= 3 && !values.far) values.share = 2, values.before = values.bytes / 4;
     for (size_t i = 0, n; i < nq; i += n) {
         float most[TILE_QUERIES], sum[TILE_QUERIES], factor[TILE_QUERIES];
         n = nq - i < TILE_QUERIES ? nq - i : TILE_QUERIES;

@@ -15,14 +15,15 @@
 typedef struct tile_stream {
     const char *now, *then; /* of the `bytes` each that are used now, and after them; now NULL: nothing is asked for */
     size_t bytes, ahead;
-    size_t before; /* of them asked for before the first is used: 0 or a quarter */
-    bool far;      /* now: what to ask for while as many bytes are used; then NULL, ahead 0 */
+    size_t before; /* of them asked for before the first is used: bytes >> share, or 0 */
+    int share;
+    bool far; /* now: what to ask for while as many bytes are used; then NULL, ahead 0 */
 } tile_stream;
 
 static inline tile_stream tile_stream_of(const void *now, const void *then, size_t bytes)
 {
     enum { AHEAD = 4096 };
-    return (tile_stream){now, then, bytes, bytes < AHEAD ? bytes : AHEAD, 0, false};
+    return (tile_stream){now, then, bytes, bytes < AHEAD ? bytes : AHEAD, 0, 0, false};
 }
 
 static inline __attribute__((always_inline)) void ask_between(const tile_stream *s, size_t from, size_t to)
@@ -37,12 +38,17 @@ static inline __attribute__((always_inline)) void ask_between(const tile_stream 
     for (; i < end && s->then != NULL; i += 64) _mm_prefetch(s->then + (i - s->bytes), _MM_HINT_T0);
 }
 
+/* Up to where they have been asked for when `used` of them are about to have been used. */
+static inline __attribute__((always_inline)) size_t asked_for(const tile_stream *s, size_t used)
+{
+    return s->before == 0 ? used : s->before + used - (used >> s->share);
+}
+
 /* Bytes [from, to) are about to be used. */
 static inline __attribute__((always_inline)) void ask_ahead(const tile_stream *s, size_t from, size_t to)
 {
     if (s == NULL || s->now == NULL) return;
-    if (s->before != 0) from = s->before + from - from / 4, to = s->before + to - to / 4;
-    ask_between(s, from, to);
+    ask_between(s, asked_for(s, from), asked_for(s, to));
 }
 
 /* For how many tokens, of `bytes` each, to ask at a time: a multiple of `few`. Of what is far no more than eight lines,
@@ -55,19 +61,22 @@ static inline __attribute__((always_inline)) size_t ask_every(const tile_stream 
     return s->far && FAR / bytes > few ? FAR / bytes / few * few : few;
 }
 
-/* What is asked for far ahead within a loop that comes to byte `from`, of one query's, which asks for nothing before:
- * NULL if nothing is. */
+/* What is asked for far ahead within a loop that comes to byte `from`: NULL if nothing is. */
 static inline __attribute__((always_inline)) const char *ask_within(const tile_stream *s, size_t from)
 {
-    return s == NULL || !s->far || s->now == NULL ? NULL : s->now + from;
+    return s == NULL || !s->far || s->now == NULL ? NULL : s->now + asked_for(s, from);
+}
+/* How far that goes while so many bytes are used. */
+static inline __attribute__((always_inline)) size_t ask_pace(const tile_stream *s, size_t bytes)
+{
+    return s == NULL || s->before == 0 ? bytes : bytes - (bytes >> s->share);
 }
 static inline __attribute__((always_inline)) void ask_far(const char *at, const size_t bytes)
 {
     for (size_t i = 0; i < bytes; i += 64) _mm_prefetch(at + i, _MM_HINT_T1);
 }
 
-/* Between keys and values come exponentials, a quarter of the time with four queries: of n steps of that the i-th. One
- * query's are too short for it. */
+/* Between keys and values come exponentials, a quarter of the time with four queries: of n steps of that the i-th. */
 static inline __attribute__((always_inline)) void ask_before(const tile_stream *s, size_t i, size_t n)
 {
     if (s == NULL || s->now == NULL) return;
@@ -109,7 +118,7 @@ static inline void touch_later(const cairn_tile *tile)
  * found, so those of a tile are looked up together. */
 static inline void begin_streams(const cairn_tile *tile, size_t nq, tile_stream *keys, tile_stream *values)
 {
-    enum { FAR = 6 << 10 };
+    enum { FAR = 6 << 10, EXP_BYTES = 1 << 10 }; /* what comes while a query's exponentials are made */
     const size_t half = tile_half_bytes(tile), all = tile_bytes(tile);
     const bool asks = nq < MANY_QUERIES, far = __builtin_cpu_is("amd") != 0;
     const cairn_tile *next = tile->next;
@@ -122,9 +131,10 @@ static inline void begin_streams(const cairn_tile *tile, size_t nq, tile_stream 
     touch_later(tile);
     if (far) {
         if (all < FAR && tile->later != NULL) next = tile->later;
-        *keys = (tile_stream){asks && next != NULL ? next->keys : NULL, NULL, half, 0, 0, true};
-        *values = (tile_stream){asks && next != NULL ? next->values : NULL, NULL, half, 0, 0, true};
-        if (nq > 1) values->before = half / 4;
+        *keys = (tile_stream){asks && next != NULL ? next->keys : NULL, NULL, half, 0, 0, 0, true};
+        *values = (tile_stream){asks && next != NULL ? next->values : NULL, NULL, half, 0, 0, 2, true};
+        while (half >> values->share > EXP_BYTES * nq) values->share++;
+        if (nq > 1 || tile->dtype != CAIRN_Q8) values->before = half >> values->share; /* the core holds that one up */
     }
     if (asks && next != NULL) ask_scales(next);
 }

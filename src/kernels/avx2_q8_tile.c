@@ -307,7 +307,7 @@ INLINE void mix_words(const int QB, const int WIDE, const int8_t *values, size_t
 {
     vi sum[4][8];
     const size_t step = (QB == 1 ? 1 : 4) * sizeof(int32_t);
-    const bool within = QB == 1 && 32 * WIDE >= 64; /* what two tokens take is whole lines */
+    const bool within = QB == 1 && 32 * WIDE >= 64; /* what two tokens take is whole lines, and nothing came before */
     const size_t some = ask_every(ahead, 4, each);
     const char *ask = within ? ask_within(ahead, from) : NULL;
     size_t t = 0;

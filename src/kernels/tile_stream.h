@@ -134,7 +134,8 @@ static inline void begin_streams(const cairn_tile *tile, size_t nq, tile_stream 
         *keys = (tile_stream){asks && next != NULL ? next->keys : NULL, NULL, half, 0, 0, 0, true};
         *values = (tile_stream){asks && next != NULL ? next->values : NULL, NULL, half, 0, 0, 2, true};
         while (half >> values->share > EXP_BYTES * nq) values->share++;
-        if (nq > 1 || tile->dtype != CAIRN_Q8) values->before = half >> values->share; /* the core holds that one up */
+        if (nq > 1 || tile->dtype != CAIRN_Q8) /* which the core holds up, not memory */
+            values->before = half >> values->share;
     }
     if (asks && next != NULL) ask_scales(next);
 }

@@ -133,7 +133,7 @@ INLINE vi query_at(const int16_t *words)
 
 /* QB queries, `stride` words apart, against 8 / QB keys. ask: as many bytes are asked for meanwhile, unless NULL. */
 INLINE void score_block(const int QB, const int8_t *keys, size_t dim, const int16_t *q, size_t stride,
-                        const float *unit, float *scores, size_t ld, const char *ask)
+                        const float *unit, float *scores, size_t ld, const tile_stream *ahead, const char *ask)
 {
     const int TB = VL / QB;
     const size_t three = 3 * dim;
@@ -144,7 +144,7 @@ INLINE void score_block(const int QB, const int8_t *keys, size_t dim, const int1
     for (int i = 0; i < VL; i++) sum[i] = vi_zero();
     for (size_t d = 0; d < dim; d += 16) {
         vi key[VL], query = query_at(q + d);
-        if (ask != NULL) ask_far(ask, 16 * (size_t)TB), ask += 16 * TB;
+        if (ask != NULL) ask_far_twice(ahead, ask, 16 * (size_t)TB), ask += 16 * TB;
 #pragma GCC unroll 8
         for (int t = 0; t < TB; t++) {
             key[t] = words_at(fourth[t / 4] + (t % 4 == 3 ? three : (size_t)(t % 4) * dim));
@@ -188,7 +188,8 @@ INLINE void score_few(const int QB, const int8_t *keys, size_t dim, size_t token
         if (ask == NULL) ask_ahead(ahead, t * dim, end * dim);
         for (; t < end; t += TB) {
             if (t + TB > tokens) t = tokens - TB;
-            score_block(QB, keys + t * dim, dim, q, stride, units, scores + t, ld, ask != NULL ? ask + t * dim : NULL);
+            score_block(QB, keys + t * dim, dim, q, stride, units, scores + t, ld, ahead,
+                        ask != NULL ? ask + t * dim : NULL);
         }
     }
 }
@@ -320,7 +321,7 @@ INLINE void mix_words(const int QB, const int WIDE, const int8_t *values, size_t
         if (ask == NULL) ask_ahead(ahead, from + t * each, from + end * each);
 #pragma GCC unroll 2
         for (; t < end; t += 2, values += 2 * dim, by += step) {
-            if (within && ask != NULL) ask_far(ask, 32 * (size_t)WIDE), ask += 32 * WIDE;
+            if (within && ask != NULL) ask_far_twice(ahead, ask, 32 * (size_t)WIDE), ask += 32 * WIDE;
             mix_two(QB, WIDE, values, values + dim, by, sum);
         }
     }

@@ -17,13 +17,14 @@ typedef struct tile_stream {
     size_t bytes, ahead;
     size_t before; /* of them asked for before the first is used: bytes >> share, or 0 */
     int share;
-    bool far; /* now: what to ask for while as many bytes are used; then NULL, ahead 0 */
+    const char *first; /* far: the tile's, if its values lie straight behind its keys */
+    bool far;          /* now: what to ask for while as many bytes are used; then NULL, ahead 0 */
 } tile_stream;
 
 static inline tile_stream tile_stream_of(const void *now, const void *then, size_t bytes)
 {
     enum { AHEAD = 4096 };
-    return (tile_stream){now, then, bytes, bytes < AHEAD ? bytes : AHEAD, 0, 0, false};
+    return (tile_stream){now, then, bytes, bytes < AHEAD ? bytes : AHEAD, 0, 0, NULL, false};
 }
 
 static inline __attribute__((always_inline)) void ask_between(const tile_stream *s, size_t from, size_t to)
@@ -74,6 +75,15 @@ static inline __attribute__((always_inline)) size_t ask_pace(const tile_stream *
 static inline __attribute__((always_inline)) void ask_far(const char *at, const size_t bytes)
 {
     for (size_t i = 0; i < bytes; i += 64) _mm_prefetch(at + i, _MM_HINT_T1);
+}
+/* And what was asked for two kilobytes ago once more, for some of it was dropped where a tile takes little time. A line
+ * that had come costs 0.1 to 0.3 ns. */
+static inline __attribute__((always_inline)) void ask_far_twice(const tile_stream *s, const char *at,
+                                                                const size_t bytes)
+{
+    enum { AGO = 2048 };
+    ask_far(at, bytes);
+    ask_far((size_t)(at - s->first) < AGO ? at : at - AGO, bytes);
 }
 
 /* Between keys and values come exponentials, a quarter of the time with four queries: of n steps of that the i-th. */
@@ -131,8 +141,12 @@ static inline void begin_streams(const cairn_tile *tile, size_t nq, tile_stream 
     touch_later(tile);
     if (far) {
         if (all < FAR && tile->later != NULL) next = tile->later;
-        *keys = (tile_stream){asks && next != NULL ? next->keys : NULL, NULL, half, 0, 0, 0, true};
-        *values = (tile_stream){asks && next != NULL ? next->values : NULL, NULL, half, 0, 0, 2, true};
+        *keys = (tile_stream){.bytes = half, .far = true};
+        *values = (tile_stream){.bytes = half, .share = 2, .far = true};
+        if (asks && next != NULL) {
+            keys->first = keys->now = next->keys, values->now = next->values;
+            values->first = keys->now + half == values->now ? keys->now : values->now;
+        }
         while (half >> values->share > EXP_BYTES * nq) values->share++;
         if (nq > 1 || tile->dtype != CAIRN_Q8) /* which the core holds up, not memory */
             values->before = half >> values->share;

@@ -130,7 +130,7 @@ static inline void begin_streams(const cairn_tile *tile, size_t nq, tile_stream 
 {
     enum { FAR = 6 << 10, EXP_BYTES = 1 << 10 }; /* what comes while a query's exponentials are made */
     const size_t half = tile_half_bytes(tile), all = tile_bytes(tile);
-    const bool asks = nq < MANY_QUERIES, far = __builtin_cpu_is("amd") != 0;
+    const bool far = __builtin_cpu_is("amd") != 0, asks = far || nq < MANY_QUERIES;
     const cairn_tile *next = tile->next;
     *keys = tile_stream_of(asks ? tile->keys : NULL, tile->values, half);
     *values = tile_stream_of(asks ? tile->values : NULL, next != NULL ? next->keys : NULL, half);

@@ -139,6 +139,7 @@ static void products_in_bf16_round_their_operands_to_nearest_even(void **state)
         k->product(M, N, K, a.at, a.row, a.col, b.at, b.row, c, N, false);
         to_bf16(k, &a, M * K), to_bf16(k, &b, K * N);
         k->product(M, N, K, a.at, a.row, a.col, b.at, b.row, rounded, N, false);
+        check_product("rounded", rounded, NULL, N, M, N, K, &a, &b, false);
         assert_memory_equal(c, rounded, sizeof c);
         guarded_free(&a.memory), guarded_free(&b.memory);
     }

@@ -15,6 +15,9 @@ typedef struct amx_shapes {
 /* What this thread loaded last and has not released, as far as this room knows. */
 extern _Thread_local const amx_shapes *cairn_amx_shapes;
 
+/* What tiles are about to load is in memory: the intrinsics that load do not tell the compiler that they read it. */
+#define WRITTEN() __asm__ volatile("" ::: "memory")
+
 /* Asks Linux, once in a process, for the state of tiles, 8 KB a thread; false if it refuses. Only where
  * cairn_kernels_amx gives a table. */
 bool cairn_amx_allowed(void);

@@ -191,6 +191,7 @@ static void sums(size_t m, size_t n, size_t steps, const bf16 *a, const bf16 *b,
     const bf16 *a2 = a + steps * TILE, *b2 = b + steps * TILE;
     const bool whole = m % SIDE == 0 && n % SIDE == 0;
     const size_t bytes = ldc * sizeof *c;
+    WRITTEN();
     if (whole && add) {
         _tile_loadd(0, c, bytes);
         if (right) _tile_loadd(1, c + SIDE, bytes);

@@ -55,9 +55,6 @@ static const amx_shapes shapes_of_32 = {
 static const amx_shapes shapes_of_64 = {
     .palette = 1, .row_bytes = {32, 64, 32, 64, 64, 64}, .rows = {16, 16, 16, 8, 16, 8}};
 
-/* The intrinsics that load do not tell the compiler that memory is read. */
-#define WRITTEN() __asm__ volatile("" ::: "memory")
-
 /* 64 keys are read in any case: never beyond the values. */
 static bool fits(const cairn_tile *tile)
 {

@@ -6,10 +6,13 @@
 #include "support.h"
 
 #include <kernels_internal.h>
+#include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <twins_internal.h>
 
-/* for (const cairn_kernels *k = NULL; (k = next_table(k)) != NULL;): the reference first, then each twin once. */
+/* for (const cairn_kernels *k = NULL; (k = next_table(k)) != NULL;): the reference first, then each twin once; or of
+ * these five, from 0 on, those whose digits CAIRN_TEST_TABLES names, where time is short (tests/campaign/emulated). */
 static inline const cairn_kernels *next_table(const cairn_kernels *k)
 {
     const cairn_kernels *all[] = {&cairn_kernels_ref, cairn_kernels_avx2(), cairn_kernels_avx512_without_vnni(),
@@ -19,7 +22,8 @@ static inline const cairn_kernels *next_table(const cairn_kernels *k)
         for (size_t j = 0; j < 5; j++)
             if (all[j] == k) i = j + 1;
     }
-    while (i < 5 && all[i] == NULL) i++;
+    const char *only = getenv("CAIRN_TEST_TABLES");
+    while (i < 5 && (all[i] == NULL || (only != NULL && strchr(only, '0' + (int)i) == NULL))) i++;
     return i < 5 ? all[i] : NULL;
 }
 

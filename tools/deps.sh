@@ -3,13 +3,15 @@
 # place it needs no network and no root.
 #   tools/deps.sh              everything: build, test, lint
 #   tools/deps.sh build        only what the library and the command need
-#   tools/deps.sh fuzz         what tests/campaign/fuzz needs beside these
+#   tools/deps.sh fuzz         what tests/campaign/fuzz needs beside these, and
+#   tools/deps.sh emulate      tests/campaign/emulated
 set -euo pipefail
 
 build="build-essential cmake pkgconf liblmdb-dev libfaiss-dev libopenblas-dev libxxhash-dev libpcre2-dev libjansson-dev liburing-dev"
 test="libcmocka-dev gnuplot-nox"
 lint="clang-format clang-tidy"
 fuzz="clang libclang-rt-dev"
+emulate="bochs bochs-term bochsbios vgabios isolinux syslinux-common xorriso cpio busybox-static"
 
 [ $# -gt 0 ] || set -- build test lint
 wanted=
@@ -19,7 +21,8 @@ for group in "$@"; do
     test) wanted+=" $test" ;;
     lint) wanted+=" $lint" ;;
     fuzz) wanted+=" $fuzz" ;;
-    *) echo "deps: no group '$group'; there are: build test lint fuzz" >&2 && exit 2 ;;
+    emulate) wanted+=" $emulate" ;;
+    *) echo "deps: no group '$group'; there are: build test lint fuzz emulate" >&2 && exit 2 ;;
     esac
 done
 

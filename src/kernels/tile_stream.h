@@ -143,7 +143,7 @@ static inline void begin_streams(const cairn_tile *tile, size_t nq, tile_stream 
         if (all < FAR && tile->later != NULL) next = tile->later;
         *keys = (tile_stream){.bytes = half, .far = true};
         *values = (tile_stream){.bytes = half, .share = 2, .far = true};
-        if (asks && next != NULL) {
+        if (next != NULL) {
             keys->first = keys->now = next->keys, values->now = next->values;
             values->first = keys->now + half == values->now ? keys->now : values->now;
         }

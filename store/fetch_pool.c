@@ -2,8 +2,6 @@
 #include "fetch_internal.h"
 
 #include <errno.h>
-#include <pthread.h>
-#include <signal.h>
 
 struct pool_engine {
     int fd;
@@ -56,17 +54,9 @@ pool_engine *pool_new(int fd, int direct_fd, size_t threads)
     pthread_mutex_init(&p->lock, NULL);
     pthread_cond_init(&p->work, NULL);
     pthread_cond_init(&p->done, NULL);
-    pthread_attr_t small;
-    pthread_attr_init(&small);
-    pthread_attr_setstacksize(&small, READER_STACK);
-    sigset_t all, old; /* the program's signal handlers run on the program's threads */
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
     while (p->threads < threads && p->threads < READER_THREADS &&
-           pthread_create(&p->thread[p->threads], &small, thread_main, p) == 0)
+           cairn_thread_start(&p->thread[p->threads], READER_STACK, thread_main, p) == 0)
         p->threads++;
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
-    pthread_attr_destroy(&small);
     if (p->threads > 0) return p; /* fewer than asked for read more slowly, and as well */
     pool_free(p);
     return NULL;

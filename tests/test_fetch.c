@@ -365,6 +365,53 @@ static void a_smaller_budget_evicts_and_a_larger_one_is_used(void **state)
     fixture_free(fx);
 }
 
+/* 512 slots of a page make a chunk: while one fills another thread touches the next, within the budget, and whoever
+ * frees or shrinks the tier meanwhile gives that back too. */
+static void a_tier_grows_by_chunks_that_are_touched_before_they_are_needed(void **state)
+{
+    enum { CHUNK = 2 << 20, IN_CHUNK = CHUNK / SMALL_SLOT, BLOCKS = 2 * IN_CHUNK / 9 + 40, TILES = BLOCKS * 9 };
+    (void)state;
+    fixture *fx = fixture_new(SMALL);
+    uint64_t segment = fixture_context(fx, "a", 17, BLOCKS, 0);
+    cairn_tile_id *ids = malloc(TILES * sizeof *ids);
+    for (size_t i = 0; i < TILES; i++) ids[i] = tile_at(fx, segment, i);
+    cairn_snapshot *snap = NULL;
+    assert_ok(cairn_snapshot_begin(fx->store, &snap));
+    for (uint64_t ram = 4 << 20; ram <= 12 << 20; ram += 4 << 20) {
+        cairn_fetch *fetch = NULL;
+        assert_ok(cairn_fetch_new(fx->store, CAIRN_FETCH_READ, ram, &fetch));
+        const size_t room = cairn_fetch_batch_max(fetch), chunks = room / IN_CHUNK;
+        assert_in_range(chunks, ram == 4 << 20 ? 1 : 2, ram / CHUNK);
+        for (size_t at = 0, n = 32; at + n <= TILES; at += n) {
+            fetch_and_check(fx, fetch, snap, 17, ids + at, NULL, n);
+            const uint64_t bytes = stats_of(fetch).ram_bytes;
+            const size_t used = at + n, begun = (used + IN_CHUNK - 1) / IN_CHUNK;
+            const size_t there = begun + (used - (begun - 1) * IN_CHUNK > IN_CHUNK / 2);
+            assert_true(bytes <= ram);
+            if (there <= chunks) assert_in_range(bytes, there * CHUNK, there * CHUNK + CHUNK / 4);
+        }
+        assert_int_equal(hits_of(fx, fetch, snap, 17, ids + TILES - TILES % 32 - 32, 32), 32);
+        cairn_fetch_free(fetch);
+    }
+    for (int shrinks = 0; shrinks <= 1; shrinks++) { /* while the second is on its way */
+        cairn_fetch *fetch = NULL;
+        assert_ok(cairn_fetch_new(fx->store, CAIRN_FETCH_READ, 8 << 20, &fetch));
+        fetch_and_check(fx, fetch, snap, 17, ids, NULL, IN_CHUNK / 2 + 1);
+        assert_true(stats_of(fetch).ram_bytes > 2 * CHUNK);
+        if (shrinks) {
+            assert_ok(cairn_fetch_set_ram(fetch, 1 << 20));
+            assert_true(stats_of(fetch).ram_bytes <= 1 << 20);
+            assert_ok(cairn_fetch_set_ram(fetch, 8 << 20));
+            for (size_t at = 0; at + 256 <= TILES; at += 256) fetch_and_check(fx, fetch, snap, 17, ids + at, NULL, 256);
+            assert_true(stats_of(fetch).ram_bytes <= 8 << 20);
+        }
+        cairn_fetch_free(fetch);
+    }
+    free(ids);
+    cairn_snapshot_end(snap);
+    fixture_free(fx);
+}
+
 static void the_same_calls_give_the_same_tier(void **state)
 {
     (void)state;
@@ -542,6 +589,7 @@ int main(void)
         cmocka_unit_test(what_was_read_ahead_is_found_and_the_rest_is_read),
         cmocka_unit_test(a_guess_of_an_earlier_snapshot_is_forgotten),
         cmocka_unit_test(a_smaller_budget_evicts_and_a_larger_one_is_used),
+        cmocka_unit_test(a_tier_grows_by_chunks_that_are_touched_before_they_are_needed),
         cmocka_unit_test(the_same_calls_give_the_same_tier),
         cmocka_unit_test(cached_tiles_stay_right_when_contexts_come_and_go),
         cmocka_unit_test(the_process_stays_within_its_budget_over_a_store_many_times_as_large),

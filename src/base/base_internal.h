@@ -4,6 +4,7 @@
 
 #include <cairn/base.h>
 
+#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -142,7 +143,13 @@ cairn_status cairn_put_file(const char *path, bool (*write)(FILE *file, const vo
 uint64_t cairn_now_ns(void);  /* monotonic */
 uint64_t cairn_wall_ns(void); /* since 1970 */
 
-/* ---- threads: a pool of n workers, the caller being one of them ---- */
+/* ---- threads ---- */
+
+/* Starts a thread that takes no signals: a program's handlers run on its own threads. stack: bytes, 0 as the system has
+ * it. Returns 0, or why there is none. */
+int cairn_thread_start(pthread_t *out, size_t stack, void *(*run)(void *), void *arg);
+
+/* A pool of n workers, the caller being one of them. */
 
 typedef struct cairn_pool cairn_pool;
 typedef void (*cairn_pool_fn)(void *arg, size_t item, size_t worker); /* worker < cairn_pool_size */

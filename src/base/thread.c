@@ -1,11 +1,11 @@
-/* thread.c - clock and thread pool.
+/* thread.c - clock, threads and thread pool.
  *
  * A job's items are handed out by an atomic counter, so which worker runs an item depends on timing:
  * callers make results independent of that (one item writes one place, sums are merged in item order).
  * Workers spin briefly before they sleep: at decode a job comes every few tens of microseconds. */
 #include "base_internal.h"
 
-#include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <time.h>
 #include <unistd.h>
@@ -23,6 +23,20 @@ uint64_t cairn_now_ns(void)
 uint64_t cairn_wall_ns(void)
 {
     return clock_ns(CLOCK_REALTIME);
+}
+
+int cairn_thread_start(pthread_t *out, size_t stack, void *(*run)(void *), void *arg)
+{
+    pthread_attr_t about;
+    sigset_t all, old;
+    pthread_attr_init(&about);
+    if (stack != 0) pthread_attr_setstacksize(&about, stack);
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    const int err = pthread_create(out, &about, run, arg);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    pthread_attr_destroy(&about);
+    return err;
 }
 
 enum { MAX_THREADS = 64, SPINS = 2000 };
@@ -107,7 +121,7 @@ cairn_status cairn_pool_new(size_t threads, cairn_pool **out)
         worker *w = &pool->workers[pool->size];
         w->pool = pool;
         w->number = pool->size;
-        int err = pthread_create(&w->thread, NULL, worker_main, w);
+        int err = cairn_thread_start(&w->thread, 0, worker_main, w);
         if (err != 0) {
             cairn_pool_free(pool);
             return cairn_fail_errno(err, "starting thread %zu of %zu", w->number + 1, threads);

@@ -25,6 +25,16 @@ typedef struct heard {
     uint64_t when_ns; /* its lowest bit: by a guess, and not asked for since */
 } heard;
 
+/* Where tiles lie in the state of one commit: nine of ten that a step takes were taken by one before, and a lookup in
+ * the tree costs 0.5 us of cache misses. A direct-mapped table. */
+enum { PLACE_BITS = 12, PLACE_ROOM = 1 << PLACE_BITS };
+typedef struct place {
+    cairn_tile_id id;
+    uint64_t at; /* the record, from the begin of the map */
+    uint32_t bytes;
+    uint32_t turn; /* of the fetch; another one's is of another commit */
+} place;
+
 /* A record whose hash was found right is not hashed again while it says the same hash: the bytes behind one are never
  * edited in place, and a page that was reused says another. A direct-mapped table by address in the map. */
 enum { CHECKED_BITS = 16, CHECKED_ROOM = 1 << CHECKED_BITS };
@@ -61,6 +71,9 @@ struct cairn_fetch {
     tier *tier;
     size_t slot_bytes;
     heard *heard;
+    place *places;
+    uint64_t places_txn; /* whose turn it is */
+    uint32_t places_data, turn;
     checked *checked; /* of a store whose reads are verified */
     store_leaves *leaves;
     item *items;
@@ -187,8 +200,9 @@ cairn_status cairn_fetch_new(cairn_store *store, cairn_fetch_mode mode, uint64_t
             snprintf(f->reason + n, sizeof f->reason - n, " (%s)", reader_name(f->reader));
         }
     } else if ((f->heard = cairn_calloc(HEARD_ROOM, sizeof *f->heard)) == NULL ||
+               (f->places = cairn_calloc(PLACE_ROOM, sizeof *f->places)) == NULL ||
                (store->verify_reads && (f->checked = cairn_calloc(CHECKED_ROOM, sizeof *f->checked)) == NULL)) {
-        st = cairn_fail(CAIRN_NO_MEMORY, "fetch: table of announced tiles");
+        st = cairn_fail(CAIRN_NO_MEMORY, "fetch: tables of announced tiles");
     }
     if (st != CAIRN_OK) {
         cairn_fetch_free(f);
@@ -204,6 +218,7 @@ void cairn_fetch_free(cairn_fetch *f)
     reader_close(f->reader); /* waits for what is in flight, before its memory goes */
     tier_free(f->tier);
     cairn_free(f->heard);
+    cairn_free(f->places);
     cairn_free(f->checked);
     store_leaves_free(f->leaves);
     cairn_free(f->items);
@@ -329,15 +344,47 @@ static bool was_heard(cairn_fetch *f, const range *at, uint64_t now)
     return known;
 }
 
+static void begin_turn(cairn_fetch *f, const cairn_snapshot *snap)
+{
+    const uint64_t txn = mdb_txn_id(snap->txn);
+    const uint32_t number = f->store->env->data.number;
+    if (f->turn != 0 && f->places_txn == txn && f->places_data == number) return;
+    f->places_txn = txn;
+    f->places_data = number;
+    if (++f->turn != 0) return;
+    memset(f->places, 0, PLACE_ROOM * sizeof *f->places);
+    f->turn = 1;
+}
+
+/* locate, of a tile that may have been located in this turn. */
+static cairn_status locate_again(cairn_fetch *f, cairn_snapshot *snap, cairn_tile_id id, cairn_span *record, range *out)
+{
+    const uint8_t *base = (const uint8_t *)f->store->env->data.base;
+    place *p = &f->places[tile_mix(id) >> (64 - PLACE_BITS)];
+    size_t bytes;
+    if (p->turn == f->turn && same_tile(p->id, id) && snap->txn != NULL) {
+        *record = (cairn_span){base + p->at, p->bytes};
+        if (store_file_offset(f->store, *record, &out->offset, &bytes)) {
+            out->bytes = (uint32_t)bytes;
+            return CAIRN_OK;
+        }
+    }
+    cairn_status st = locate(f, snap, id, record, out);
+    if (st == CAIRN_OK)
+        *p = (place){id, (uint64_t)((const uint8_t *)record->data - base), (uint32_t)record->bytes, f->turn};
+    return st;
+}
+
 static cairn_status submit_map(cairn_fetch *f, cairn_snapshot *snap, const cairn_tile_id *ids, size_t n)
 {
     uint64_t now = cairn_now_ns();
     f->ranges_n = 0;
+    begin_turn(f, snap);
     store_leaves_announce(f->leaves, snap, ids, n);
     for (size_t i = 0; i < n; i++) {
         cairn_span record;
         range at = {0};
-        cairn_status st = locate(f, snap, ids[i], &record, &at);
+        cairn_status st = locate_again(f, snap, ids[i], &record, &at);
         if (st != CAIRN_OK) return st;
         f->items[i] = (item){.id = ids[i], .record = record.data, .bytes = (uint32_t)record.bytes};
         if (!was_heard(f, &at, now)) f->ranges[f->ranges_n++] = at;

@@ -12,6 +12,21 @@
 
 #include <sys/uio.h>
 
+/* ---- tiles in tables ---- */
+
+static inline uint64_t tile_mix(cairn_tile_id id) /* all 64 bits are good */
+{
+    uint64_t z = id.segment * 0x9e3779b97f4a7c15u ^ ((uint64_t)id.block << 32 | (uint64_t)id.layer << 16 | id.head);
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return z ^ z >> 31;
+}
+
+static inline bool same_tile(cairn_tile_id a, cairn_tile_id b)
+{
+    return a.segment == b.segment && a.block == b.block && a.layer == b.layer && a.head == b.head;
+}
+
 /* ---- reader ---- */
 
 enum {

@@ -113,19 +113,12 @@ static void heap_remove(tier *t, uint32_t s)
 
 static size_t home(const tier *t, cairn_tile_id id)
 {
-    uint64_t z = id.segment * 0x9e3779b97f4a7c15u ^ ((uint64_t)id.block << 32 | (uint64_t)id.layer << 16 | id.head);
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-    return (size_t)(z ^ z >> 31) & t->table_mask;
-}
-static bool same(cairn_tile_id a, cairn_tile_id b)
-{
-    return a.segment == b.segment && a.block == b.block && a.layer == b.layer && a.head == b.head;
+    return (size_t)tile_mix(id) & t->table_mask;
 }
 static size_t table_place(const tier *t, cairn_tile_id id) /* of the tile, or of the gap where it belongs */
 {
     size_t i = home(t, id);
-    while (t->table[i] != TIER_NONE && !same(t->slots[t->table[i]].id, id)) i = (i + 1) & t->table_mask;
+    while (t->table[i] != TIER_NONE && !same_tile(t->slots[t->table[i]].id, id)) i = (i + 1) & t->table_mask;
     return i;
 }
 static void table_remove(tier *t, cairn_tile_id id)

@@ -519,6 +519,32 @@ static uint64_t growth_of(fixture *fx, uint64_t segment, cairn_fetch_mode mode, 
     return grown;
 }
 
+/* Where a tile lies is remembered for the commit it was looked up in, no longer. */
+static void a_dropped_tile_is_not_found_where_it_lay(void **state)
+{
+    (void)state;
+    fixture *fx = fixture_new(SMALL);
+    cairn_fetch *fetch = NULL;
+    assert_ok(cairn_fetch_new(fx->store, CAIRN_FETCH_MAP, 0, &fetch));
+    for (uint64_t round = 0; round < 4; round++) {
+        cairn_snapshot *before = NULL, *after = NULL;
+        cairn_tile_id ids[SMALL_TILES];
+        uint64_t segment = fixture_context(fx, "a", 200 + round, SMALL_BLOCKS, 0);
+        for (size_t i = 0; i < SMALL_TILES; i++) ids[i] = tile_at(fx, segment, i);
+        assert_ok(cairn_snapshot_begin(fx->store, &before));
+        for (int again = 0; again < 2; again++) fetch_and_check(fx, fetch, before, 200 + round, ids, NULL, SMALL_TILES);
+        assert_ok(cairn_context_drop(fx->store, "a"));
+        fetch_and_check(fx, fetch, before, 200 + round, ids, NULL, SMALL_TILES); /* whose commit still has them */
+        cairn_snapshot_end(before);
+        assert_ok(cairn_snapshot_begin(fx->store, &after));
+        for (size_t i = 0; i < SMALL_TILES; i++)
+            assert_int_equal(cairn_fetch_submit(fetch, after, &ids[i], NULL, 1), CAIRN_NOT_FOUND);
+        cairn_snapshot_end(after);
+    }
+    cairn_fetch_free(fetch);
+    fixture_free(fx);
+}
+
 static void the_process_stays_within_its_budget_over_a_store_many_times_as_large(void **state)
 {
     (void)state;
@@ -592,6 +618,7 @@ int main(void)
         cmocka_unit_test(a_tier_grows_by_chunks_that_are_touched_before_they_are_needed),
         cmocka_unit_test(the_same_calls_give_the_same_tier),
         cmocka_unit_test(cached_tiles_stay_right_when_contexts_come_and_go),
+        cmocka_unit_test(a_dropped_tile_is_not_found_where_it_lay),
         cmocka_unit_test(the_process_stays_within_its_budget_over_a_store_many_times_as_large),
         cmocka_unit_test(auto_says_by_which_numbers_it_chose),
     };

@@ -172,7 +172,7 @@ static void scan_span(const cairn_rows *rows, const cairn_sketch *sketch, bool i
 {
     size_t plain = i0; /* queries [plain, i) wait */
     for (size_t i = i0, upto; i < n; i = upto) {
-        cairn_sketch_passed passed;
+        cairn_sketch_passed passed = {.at = scratch->over};
         upto = n - i < CAIRN_SCAN_TOGETHER ? n : i + CAIRN_SCAN_TOGETHER;
         if (!ready_for_sketch(sketch, scratch, i, upto, end)) continue;
         scan_plain(rows, image, scratch, plain, i, begin, end);
@@ -207,7 +207,7 @@ static void scan_chunks(const cairn_rows *rows, const cairn_sketch *sketch, cair
 {
     cairn_sketch_passed passed[2];
     size_t turn = 0;
-    passed[1].blocks = 0;
+    for (size_t i = 0; i < 2; i++) passed[i].blocks = 0, passed[i].at = scratch->over + i * (CAIRN_CHUNK_ROWS + 2);
     for (size_t at = begin, next; at < end; at = next, turn = 1 - turn) {
         next = (at / CAIRN_CHUNK_ROWS + 1) * CAIRN_CHUNK_ROWS;
         if (next > end) next = end;
@@ -245,9 +245,8 @@ void cairn_scan(const cairn_rows *rows, const cairn_sketch *sketch, cairn_index_
     }
 }
 
-/* The k-th best of the rows' scores, less what rounding may make of the same row's score elsewhere. */
-static void hint_query(cairn_scan_query *query, const uint32_t *ids, const float *scores, const double *rounding,
-                       size_t n)
+/* The k-th best of the rows' scores, less what rounding may make of a row's score elsewhere, for each unit of |q|. */
+static void hint_query(cairn_scan_query *query, const uint32_t *ids, const float *scores, double rounding, size_t n)
 {
     float best[CAIRN_EXACT_ROWS]; /* the k best so far, best first */
     const size_t k = query->choice.k;
@@ -255,7 +254,7 @@ static void hint_query(cairn_scan_query *query, const uint32_t *ids, const float
     if (k == 0 || k > n || query->norm == INFINITY) return;
     for (size_t r = 0; r < n; r++) {
         if (ids[r] < query->from || ids[r] >= query->hi) continue;
-        float score = (float)((double)scores[r] - rounding[r] * (double)query->norm - UNDERFLOW);
+        float score = (float)((double)scores[r] - rounding * (double)query->norm - UNDERFLOW);
         if (isnan(score) || (kept == k && score <= best[k - 1])) continue;
         size_t at = kept < k ? kept++ : k - 1;
         for (; at != 0 && best[at - 1] < score; at--) best[at] = best[at - 1];
@@ -269,19 +268,15 @@ void cairn_scan_hint(const cairn_rows *rows, cairn_index_scratch *scratch, size_
 {
     const size_t dim = rows->dim;
     const size_t row_bytes = dim * cairn_dtype_size(rows->dtype);
-    double rounding[CAIRN_EXACT_ROWS]; /* for each unit of |q| */
+    /* of the longest row; to a float twice more, and that of the norm. Not finite: no score is a bar */
+    const double rounding = (double)rows->norm_max * (cairn_rounding(rows->dim) * 1.001 + 0x1p-22);
     float *queries = scratch->gathered;
     float *scores = scratch->products;
     for (size_t r = 0; r < n; r++) { /* from anywhere: all of them on their way at once */
         const char *row = cairn_rows_at(rows, ids[r]);
         for (size_t at = 0; at < row_bytes; at += 64) __builtin_prefetch(row + at);
     }
-    for (size_t r = 0; r < n; r++) {
-        float *row = scratch->wide + r * dim;
-        cairn_rows_widen(rows, ids[r], 1, row);
-        /* to a float twice more, and that of the norm */
-        rounding[r] = sqrt((double)rows->kernels->dot(row, row, dim)) * (cairn_rounding(rows->dim) * 1.001 + 0x1p-22);
-    }
+    for (size_t r = 0; r < n; r++) cairn_rows_widen(rows, ids[r], 1, scratch->wide + r * dim);
     for (size_t i = first; i < end; i++)
         memcpy(queries + (i - first) * dim, scratch->query[i].q, dim * sizeof *queries);
     cairn_rows_products(rows, queries, end - first, scratch->wide, n, scores);

@@ -214,11 +214,10 @@ static int32_t least_sum(const cairn_scan_query *query)
     return (int32_t)fmin(fmax(least, -LEAST_MAX), LEAST_MAX);
 }
 
-/* The rows that may reach the bar of query j: their number, their ids less `passed->first` in scratch->over. */
-static size_t passed_rows(const cairn_rows *rows, cairn_index_scratch *scratch, const cairn_sketch_passed *passed,
-                          size_t j)
+/* The rows that may reach the bar of query j. */
+static void list_passed(const cairn_rows *rows, cairn_sketch_passed *passed, size_t j)
 {
-    return rows->kernels->set_bits(passed->over + j * passed->blocks, passed->blocks, scratch->over);
+    passed->found = rows->kernels->set_bits(passed->over + j * passed->blocks, passed->blocks, passed->at);
 }
 
 /* Rows of [a, b) without a bound. */
@@ -282,23 +281,24 @@ void cairn_sketch_pass(const cairn_sketch *sketch, const cairn_rows *rows, cairn
             continue;
         }
         mask_bits(over, chunk->bound + block, blocks, a > first ? a - first : 0, b - first);
-        const size_t found = passed_rows(rows, scratch, passed, j);
-        for (size_t i = 0; i < found; i++)
+        list_passed(rows, passed, j);
+        for (size_t i = 0; i < passed->found; i++)
             for (size_t byte = 0; byte < row_bytes; byte += 64)
-                __builtin_prefetch(data + scratch->over[i] * row_bytes + byte, 0, 2);
+                __builtin_prefetch(data + passed->at[i] * row_bytes + byte, 0, 2);
     }
 }
 
 void cairn_sketch_look(const cairn_rows *rows, cairn_index_scratch *scratch, size_t i0, size_t n,
-                       const cairn_sketch_passed *passed)
+                       cairn_sketch_passed *passed)
 {
-    const uint32_t *at = scratch->over;
+    const uint32_t *at = passed->at;
     float *scores = scratch->scores;
     if (passed->blocks == 0) return;
     const char *data = cairn_rows_at(rows, passed->first);
     for (size_t j = 0; j < n - i0; j++) {
         cairn_choice *choice = &scratch->query[i0 + j].choice;
-        const size_t found = passed_rows(rows, scratch, passed, j);
+        if (n - i0 > 1) list_passed(rows, passed, j); /* the only one's were listed last */
+        const size_t found = passed->found;
         choice->rescored += found;
         rows->kernels->dot_rows(scores, choice->q, data, rows->dtype, rows->dim, at, found);
         for (size_t i = 0; i < found; i++)

@@ -217,7 +217,7 @@ static cairn_status scratch_reserve(cairn_index_scratch *scratch, const cairn_ro
         scratch->image = cairn_calloc(CAIRN_SCAN_BATCH, rows->image_dim);
         scratch->scale = cairn_calloc(CAIRN_SCAN_BATCH, sizeof *scratch->scale);
         scratch->scores = cairn_alloc_array(2 * CAIRN_SCAN_TOGETHER * CAIRN_SCORE_ROW, sizeof *scratch->scores);
-        scratch->over = cairn_alloc_array(2 * (CAIRN_CHUNK_ROWS + 2), sizeof *scratch->over);
+        scratch->over = cairn_alloc_array(3 * CAIRN_LIST_ROOM, sizeof *scratch->over);
         scratch->wide = cairn_alloc_array(CAIRN_EXACT_ROWS * (size_t)rows->dim, sizeof *scratch->wide);
         scratch->sketch = cairn_calloc(CAIRN_SCAN_BATCH, CAIRN_SKETCH_WIDTH_MAX);
         const size_t most = rows->dim > CAIRN_EXACT_ROWS ? rows->dim : CAIRN_EXACT_ROWS;

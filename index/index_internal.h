@@ -255,7 +255,7 @@ struct cairn_index_scratch {
     int8_t *image;                    /* (CAIRN_SCAN_BATCH, image_dim), for upper bounds */
     float *scale;                     /* (CAIRN_SCAN_BATCH) */
     float *scores;                    /* (2, CAIRN_SCAN_TOGETHER, CAIRN_SCORE_ROW), at least a chunk's */
-    uint32_t *over;                   /* (2, CAIRN_CHUNK_ROWS + 2) */
+    uint32_t *over;                   /* (3, CAIRN_LIST_ROOM) */
     float *wide;                      /* (CAIRN_EXACT_ROWS, dim) */
     int8_t *sketch;                   /* (CAIRN_SCAN_BATCH, width) images for the sketch */
     float *gathered;                  /* (CAIRN_SCAN_BATCH, dim) queries */
@@ -347,10 +347,12 @@ cairn_status cairn_sketch_extend(cairn_sketch *sketch, const cairn_rows *rows);
 /* The images of n prepared queries. */
 void cairn_sketch_prepare(const cairn_sketch *sketch, const cairn_rows *rows, cairn_index_scratch *scratch, size_t n);
 /* Which rows of a part of a chunk may reach the bars of some queries. */
+enum { CAIRN_LIST_ROOM = CAIRN_CHUNK_ROWS + 2 }; /* of one query, whatever passes: two more are written to */
 typedef struct cairn_sketch_passed {
     size_t first, blocks; /* rows from `first` on, in blocks of SKETCH_BLOCK; 0 blocks: none */
-    uint32_t *at;         /* (CHUNK_ROWS + 2) of scratch->over: numbers from `first` on of the last query's rows, */
-    size_t found;         /* so many */
+    uint32_t *at; /* (room): numbers from `first` on of the rows of the first `listed` queries, those of query j from */
+    size_t room;  /* begin[j] on */
+    size_t listed, begin[CAIRN_SCAN_TOGETHER + 1];
     uint64_t over[CAIRN_SCAN_TOGETHER * (CAIRN_CHUNK_ROWS / 64)]; /* (queries, blocks) a bit a row */
 } cairn_sketch_passed;
 
@@ -360,7 +362,7 @@ void cairn_sketch_pass(const cairn_sketch *sketch, const cairn_rows *rows, cairn
                        size_t n, size_t begin, size_t end, cairn_sketch_passed *passed);
 /* The same queries: what passed, in full precision. */
 void cairn_sketch_look(const cairn_rows *rows, cairn_index_scratch *scratch, size_t first, size_t n,
-                       cairn_sketch_passed *passed);
+                       const cairn_sketch_passed *passed);
 
 /* ---- kinds ---- */
 

@@ -172,7 +172,7 @@ static void scan_span(const cairn_rows *rows, const cairn_sketch *sketch, bool i
 {
     size_t plain = i0; /* queries [plain, i) wait */
     for (size_t i = i0, upto; i < n; i = upto) {
-        cairn_sketch_passed passed = {.at = scratch->over};
+        cairn_sketch_passed passed = {.at = scratch->over, .room = 2 * CAIRN_LIST_ROOM};
         upto = n - i < CAIRN_SCAN_TOGETHER ? n : i + CAIRN_SCAN_TOGETHER;
         if (!ready_for_sketch(sketch, scratch, i, upto, end)) continue;
         scan_plain(rows, image, scratch, plain, i, begin, end);
@@ -207,7 +207,11 @@ static void scan_chunks(const cairn_rows *rows, const cairn_sketch *sketch, cair
 {
     cairn_sketch_passed passed[2];
     size_t turn = 0;
-    for (size_t i = 0; i < 2; i++) passed[i].blocks = 0, passed[i].at = scratch->over + i * (CAIRN_CHUNK_ROWS + 2);
+    for (size_t i = 0; i < 2; i++) {
+        passed[i].blocks = 0;
+        passed[i].at = scratch->over + i * CAIRN_LIST_ROOM;
+        passed[i].room = CAIRN_LIST_ROOM;
+    }
     for (size_t at = begin, next; at < end; at = next, turn = 1 - turn) {
         next = (at / CAIRN_CHUNK_ROWS + 1) * CAIRN_CHUNK_ROWS;
         if (next > end) next = end;

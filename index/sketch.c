@@ -149,6 +149,12 @@ double cairn_sketch_open(const cairn_sketch *sketch, uint32_t dim, const float *
     return (weighed + sketch->norms_product * norm) * rounding / 2 + (sketch->mismatch + rounding) * norm;
 }
 
+/* Whether the slack has room in its byte, and beside the numbers that are summed with it. */
+static bool fits(double slack, double sum, double unit, double largest, double largest_sum)
+{
+    return slack <= largest * unit && sum + slack <= largest_sum * unit;
+}
+
 /* The image of a query, z its dims turned. */
 static void prepare_one(const cairn_sketch *sketch, const cairn_rows *rows, cairn_index_scratch *scratch, size_t at,
                         const float *z)
@@ -161,9 +167,11 @@ static void prepare_one(const cairn_sketch *sketch, const cairn_rows *rows, cair
     if (query->exact) return;
     double parts[CAIRN_SKETCH_WIDTH_MAX];
     double most = 0;
+    double sum[2] = {0}; /* of the two halves whose sums the kernel limits: the last byte is of the second */
     for (size_t j = 0; j < kept; j++) {
         parts[j] = (double)z[j] * (double)sketch->step[j];
         most = fmax(most, fabs(parts[j]));
+        sum[j / 2 % 2] += fabs(parts[j]);
     }
     double q = (double)query->norm;
     double head = cairn_norm(z, kept) * sketch->head_weight;
@@ -173,9 +181,11 @@ static void prepare_one(const cairn_sketch *sketch, const cairn_rows *rows, cair
     double slack = sqrt(known) * sketch->slack_step;
     double unit = 0;
     const double largest = rows->kernels->sketch_most - 0.1; /* of the image, its last byte rounded up */
+    const double largest_sum = rows->kernels->sketch_sum - (double)(kept + 4) / 4; /* each of half of it by 0.5 */
     /* The larger a step of the image, the more it leaves open, which must fit into its last byte: room is made once. */
     for (int i = 0; i < 2; i++) {
-        unit = fmax(most, slack) / (i == 0 ? largest : 0.95 * largest);
+        const double room = i == 0 ? 1 : 0.95;
+        unit = fmax(fmax(most, slack) / largest, fmax(sum[0], sum[1] + slack) / largest_sum) / room;
         if (!(unit > 1e-30 && unit < 1e30)) return;
         double miss = 0;
         for (size_t j = 0; j < kept; j++) {
@@ -185,9 +195,9 @@ static void prepare_one(const cairn_sketch *sketch, const cairn_rows *rows, cair
             miss += d * d;
         }
         slack = sqrt(known + miss / (sketch->level_weight * sketch->level_weight)) * sketch->slack_step * 1.000001;
-        if (slack <= largest * unit) break;
+        if (fits(slack, sum[1], unit, largest, largest_sum)) break;
     }
-    if (!(slack <= largest * unit)) return;
+    if (!fits(slack, sum[1], unit, largest, largest_sum)) return;
     image[kept] = (int8_t)ceil(slack / unit);
     double bias = 0;
     for (size_t j = 0; j < dim; j++) bias += (double)query->q[j] * (double)sketch->center[j];
@@ -214,10 +224,24 @@ static int32_t least_sum(const cairn_scan_query *query)
     return (int32_t)fmin(fmax(least, -LEAST_MAX), LEAST_MAX);
 }
 
-/* The rows that may reach the bar of query j. */
-static void list_passed(const cairn_rows *rows, cairn_sketch_passed *passed, size_t j)
+/* The rows that may reach the bar of query j: their number. */
+static size_t list_passed(const cairn_rows *rows, const cairn_sketch_passed *passed, size_t j, uint32_t *at)
 {
-    passed->found = rows->kernels->set_bits(passed->over + j * passed->blocks, passed->blocks, passed->at);
+    return rows->kernels->set_bits(passed->over + j * passed->blocks, passed->blocks, at);
+}
+
+/* Lists those of the next query, if there is room whatever passed, and asks for them. */
+static void list_next(const cairn_rows *rows, cairn_sketch_passed *passed)
+{
+    const size_t j = passed->listed, begin = passed->begin[j], row_bytes = rows->dim * cairn_dtype_size(rows->dtype);
+    if (passed->room - begin < passed->blocks * CAIRN_SKETCH_BLOCK + 2) return;
+    const char *data = cairn_rows_at(rows, passed->first);
+    const size_t found = list_passed(rows, passed, j, passed->at + begin);
+    for (size_t i = 0; i < found; i++)
+        for (size_t byte = 0; byte < row_bytes; byte += 64)
+            __builtin_prefetch(data + passed->at[begin + i] * row_bytes + byte, 0, 2);
+    passed->begin[j + 1] = begin + found;
+    passed->listed++;
 }
 
 /* Rows of [a, b) without a bound. */
@@ -247,7 +271,6 @@ void cairn_sketch_pass(const cairn_sketch *sketch, const cairn_rows *rows, cairn
                        size_t n, size_t begin, size_t end, cairn_sketch_passed *passed)
 {
     const cairn_sketch_chunk *chunk = &sketch->chunks[begin / CAIRN_CHUNK_ROWS];
-    const size_t row_bytes = rows->dim * cairn_dtype_size(rows->dtype);
     size_t chunk_first = begin / CAIRN_CHUNK_ROWS * CAIRN_CHUNK_ROWS;
     int32_t least[CAIRN_SCAN_TOGETHER];
     size_t low = end; /* rows of this call: the hull of what is wanted */
@@ -269,36 +292,37 @@ void cairn_sketch_pass(const cairn_sketch *sketch, const cairn_rows *rows, cairn
     const size_t first = chunk_first + block * CAIRN_SKETCH_BLOCK;
     passed->first = first;
     passed->blocks = blocks;
+    passed->listed = passed->begin[0] = 0;
     rows->kernels->sketch_i8(chunk->rows, block, blocks, sketch->width, scratch->sketch + i0 * sketch->width, least,
                              n - i0, passed->over);
-    const char *data = cairn_rows_at(rows, first);
     for (size_t j = 0; j < n - i0; j++) {
         uint64_t *over = passed->over + j * blocks;
         size_t a;
         size_t b;
-        if (!cairn_scan_overlap(&scratch->query[i0 + j], begin, end, &a, &b)) {
+        if (cairn_scan_overlap(&scratch->query[i0 + j], begin, end, &a, &b))
+            mask_bits(over, chunk->bound + block, blocks, a > first ? a - first : 0, b - first);
+        else
             memset(over, 0, blocks * sizeof *over);
-            continue;
-        }
-        mask_bits(over, chunk->bound + block, blocks, a > first ? a - first : 0, b - first);
-        list_passed(rows, passed, j);
-        for (size_t i = 0; i < passed->found; i++)
-            for (size_t byte = 0; byte < row_bytes; byte += 64)
-                __builtin_prefetch(data + passed->at[i] * row_bytes + byte, 0, 2);
+        if (passed->listed == j) list_next(rows, passed);
     }
 }
 
 void cairn_sketch_look(const cairn_rows *rows, cairn_index_scratch *scratch, size_t i0, size_t n,
-                       cairn_sketch_passed *passed)
+                       const cairn_sketch_passed *passed)
 {
-    const uint32_t *at = passed->at;
     float *scores = scratch->scores;
     if (passed->blocks == 0) return;
     const char *data = cairn_rows_at(rows, passed->first);
     for (size_t j = 0; j < n - i0; j++) {
         cairn_choice *choice = &scratch->query[i0 + j].choice;
-        if (n - i0 > 1) list_passed(rows, passed, j); /* the only one's were listed last */
-        const size_t found = passed->found;
+        uint32_t *at = scratch->over + 2 * CAIRN_LIST_ROOM;
+        size_t found;
+        if (j < passed->listed) {
+            at = passed->at + passed->begin[j];
+            found = passed->begin[j + 1] - passed->begin[j];
+        } else {
+            found = list_passed(rows, passed, j, at);
+        }
         choice->rescored += found;
         rows->kernels->dot_rows(scores, choice->q, data, rows->dtype, rows->dim, at, found);
         for (size_t i = 0; i < found; i++)

@@ -48,6 +48,13 @@ static inline void guarded_free(guarded *g)
     munmap(g->map, g->map_bytes);
 }
 
+static inline guarded guarded_random(test_random *r, size_t n)
+{
+    guarded g = guarded_new(n * sizeof(float));
+    test_random_fill(r, g.data, n);
+    return g;
+}
+
 static inline uint32_t bits_of(float x)
 {
     uint32_t b;

@@ -6,13 +6,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-static guarded guarded_random(test_random *r, size_t n)
-{
-    guarded g = guarded_new(n * sizeof(float));
-    test_random_fill(r, g.data, n);
-    return g;
-}
-
 static float *copy_of(const float *x, size_t n)
 {
     float *y = malloc((n + 1) * sizeof *y);

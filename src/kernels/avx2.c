@@ -47,6 +47,7 @@ const cairn_kernels cairn_kernels_avx2_table = {
     .tile_attend = tile_attend_avx2,
     .scan_i8 = scan_i8,
     .sketch_most = SKETCH_MOST,
+    .sketch_sum = SKETCH_SUM,
     .sketch_i8 = sketch_i8,
     .scan_spread = scan_spread,
     .scan_round = scan_round,

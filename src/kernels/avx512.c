@@ -25,17 +25,17 @@ static void tile_attend_vnni(const cairn_tile *tile, size_t nq, const float *con
 }
 
 /* clang-format off */
-#define TABLE(scan, sketch, most, attend)                                                                                            \
+#define TABLE(scan, sketch, most, sum, attend)                                                                                          \
     {                                                                                                                  \
         .name = "avx512", .dot = dot, .dot_rows = dot_rows, .set_bits = set_bits, .axpy = axpy, .scale = scale, .max = max, .exp_shift = exp_shift,                \
         .exp_sum = exp_sum, .above = above, .widen = widen, .narrow = narrow, .rms_norm = rms_norm,                    \
         .silu_mul = silu_mul, .rotate = rotate, .matvec = matvec, .dequant = dequant, .tile_scores = tile_scores,      \
-        .tile_mix = tile_mix, .tile_attend = attend, .scan_i8 = scan, .sketch_i8 = sketch, .sketch_most = most, .scan_spread = scan_spread, .scan_round = scan_round, .product = product, .gemm = gemm,           \
+        .tile_mix = tile_mix, .tile_attend = attend, .scan_i8 = scan, .sketch_i8 = sketch, .sketch_most = most, .sketch_sum = sum, .scan_spread = scan_spread, .scan_round = scan_round, .product = product, .gemm = gemm,           \
         .transpose = transpose, .row_softmax = row_softmax, .row_softmax_backward = row_softmax_backward,          \
         .swiglu = swiglu, .swiglu_backward = swiglu_backward, .rms_norm_backward = rms_norm_backward                   \
     }
 /* clang-format on */
 
-const cairn_kernels cairn_kernels_avx512_table = TABLE(scan_i8, sketch_i8, SKETCH_MOST, tile_attend);
+const cairn_kernels cairn_kernels_avx512_table = TABLE(scan_i8, sketch_i8, SKETCH_MOST, SKETCH_SUM, tile_attend);
 const cairn_kernels cairn_kernels_avx512_vnni_table =
-    TABLE(cairn_scan_i8_vnni, cairn_sketch_i8_vnni, 127, tile_attend_vnni);
+    TABLE(cairn_scan_i8_vnni, cairn_sketch_i8_vnni, 127, CAIRN_SKETCH_ANY_SUM, tile_attend_vnni);

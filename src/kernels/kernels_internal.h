@@ -46,8 +46,11 @@ typedef struct cairn_scan_rounded {
     float squares, left;
 } cairn_scan_rounded;
 
-enum { CAIRN_SCAN_GROUP = 16 };   /* rows interleaved in the int8 scan */
-enum { CAIRN_SKETCH_BLOCK = 64 }; /* rows interleaved in a sketch */
+enum { CAIRN_SCAN_GROUP = 16 }; /* rows interleaved in the int8 scan */
+enum {
+    CAIRN_SKETCH_BLOCK = 64,           /* rows interleaved in a sketch */
+    CAIRN_SKETCH_ANY_SUM = 127 * 1024, /* of a query: no limit */
+};
 /* Where the first four dims of a row are; the next four are 64 bytes on. */
 static inline size_t cairn_sketch_at(size_t row, size_t dim)
 {
@@ -119,9 +122,9 @@ typedef struct cairn_kernels {
     /* Which rows reach sum_j row_j q_ij >= least[i]: bit b of over[i * blocks + g] is row b of the g-th block of 64.
      * Of the 16 rows that share a vector, four follow each other, so that packing vectors puts the bits in order:
      * element (row r, dim j) is at (r/64)*64*dim + (r/4%4)*16*dim + (j/4)*64 + (r%64/16*4 + r%4)*4 + j%4
-     * (cairn_sketch_at). Exact; |q_ij| <= sketch_most, 127 or less; |least| <= 2^29; 4 <= dim <= 1024, a multiple of 4.
-     */
-    int sketch_most;
+     * (cairn_sketch_at). Exact, if |q_ij| <= sketch_most, 127 or less, and the sum of |q_ij| over half the dims, those
+     * with j % 4 < 2 or the others, is at most sketch_sum. |least| <= 2^29; 4 <= dim <= 1024, a multiple of 4. */
+    int sketch_most, sketch_sum;
     void (*sketch_i8)(const int8_t *rows, size_t block, size_t blocks, size_t dim, const int8_t *q,
                       const int32_t *least, size_t nq, uint64_t *over);
 

@@ -411,6 +411,7 @@ const cairn_kernels cairn_kernels_ref = {
     .tile_attend = ref_tile_attend,
     .scan_i8 = ref_scan_i8,
     .sketch_most = 127,
+    .sketch_sum = CAIRN_SKETCH_ANY_SUM,
     .sketch_i8 = ref_sketch_i8,
     .scan_spread = ref_scan_spread,
     .scan_round = ref_scan_round,

@@ -293,6 +293,16 @@ INLINE vi vi_madd_bytes(vi a, vi b, vi c) /* c + the four products, unsigned by 
 {
     return vi_madd(_mm256_maddubs_epi16(a, b), _mm256_set1_epi16(1), c);
 }
+INLINE vi vi_add_products(vi a, vi b, vi c) /* c + the two products, likewise, of each int16 */
+{
+    c = _mm256_add_epi16(c, _mm256_maddubs_epi16(a, b));
+    __asm__("" : "+x"(c)); /* as above */
+    return c;
+}
+INLINE vi vi_add_halves(vi a, vi c) /* c + the two int16 of each lane */
+{
+    return vi_madd(a, _mm256_set1_epi16(1), c);
+}
 INLINE vi vi_pack32(vi a, vi b) /* with saturation, to int16: four of a, four of b, in each 128 bits */
 {
     return _mm256_packs_epi32(a, b);

@@ -312,6 +312,36 @@ static void a_run_of_q8_tiles_by_amx_has_the_bits_of_each_alone_by_vnni(void **s
     }
 }
 
+static void two_q8_tiles_at_a_time_have_the_bits_of_each_alone(void **state)
+{
+    (void)state;
+    const uint32_t shapes[][3] = {{63, 63, 32}, {64, 64, 64}, {50, 50, 128}, {5, 5, 256}, {63, 63, 40}, {63, 62, 64}};
+    test_random r = {33};
+    for (const cairn_kernels *k = NULL; (k = next_table(k)) != NULL;)
+        for (size_t s = 0; s < 6 && k->tile_attend_two != NULL; s++)
+            for (int one_row = 0; one_row <= 1; one_row++) { /* both add to it, in their order */
+                const size_t D = shapes[s][2];
+                fixture f[4];
+                cairn_tile two[2];
+                float out[2 * 256] = {0}, want[2 * 256] = {0}, weight[2] = {0.7f, 0.2f};
+                float *rows[2] = {out, one_row ? out : out + D}, *want_rows[2] = {want, one_row ? want : want + D};
+                const float *q[2] = {NULL};
+                for (size_t i = 0; i < 4; i++) f[i] = fixture_new(&r, CAIRN_Q8, shapes[s][i % 2], shapes[s][2], s % 3);
+                for (size_t i = 0; i < 2; i++) {
+                    q[i] = f[i].q_rows[0];
+                    two[i] = f[i].tile;
+                    two[i].next = s % 2 == 0 ? &f[2 + i].tile : NULL;
+                    two[i].later = s % 3 == 0 ? &f[3 - i].tile : NULL;
+                    two[i].coming = one_row;
+                }
+                k->tile_attend_two(two, q, weight, rows, f[2].scratch);
+                for (size_t i = 0; i < 2; i++)
+                    k->tile_attend(&f[i].tile, 1, &q[i], &weight[i], &want_rows[i], NULL, f[3].scratch);
+                assert_memory_equal(out, want, sizeof out);
+                for (size_t i = 0; i < 4; i++) fixture_free(&f[i]);
+            }
+}
+
 /* Memory is asked for ahead by three ways, of small tiles and large, few queries and many. */
 static void what_follows_a_tile_changes_no_bit(void **state)
 {
@@ -509,6 +539,7 @@ int main(void)
         cmocka_unit_test(zero_queries_write_nothing),
         cmocka_unit_test(q8_rows_and_scales_out_of_the_ordinary_stay_in_their_place),
         cmocka_unit_test(a_run_of_q8_tiles_by_amx_has_the_bits_of_each_alone_by_vnni),
+        cmocka_unit_test(two_q8_tiles_at_a_time_have_the_bits_of_each_alone),
         cmocka_unit_test(what_follows_a_tile_changes_no_bit),
         cmocka_unit_test(a_row_has_the_same_bits_alone_and_in_any_batch),
         cmocka_unit_test(a_token_has_the_same_score_however_many_follow_it),

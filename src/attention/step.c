@@ -144,9 +144,61 @@ static bool same_query(const attn_pick *a, const attn_pick *b)
     return a->row == b->row && a->g == b->g && a->delta == b->delta;
 }
 
-/* The unit's picks whose tiles are in the batch, tile by tile. */
+/* What is known of the rows of w->q: whose queries they are. */
+typedef struct turned {
+    const attn_pick *of[TILE_ROWS];
+    size_t n;
+} turned;
+
+/* Row i for the kernels: the pick's query, turned unless it is there from the tile before, its gate and its output. */
+static void prepare_row(const run *r, const attn_unit *unit, attn_worker *w, turned *known, size_t i,
+                        const attn_pick *p)
+{
+    attn_step *step = r->step;
+    const cairn_attention_shape *shape = step->shape;
+    const attn_group *group = &r->chunk->groups[unit->group];
+    const uint32_t per = shape->heads / shape->kv_heads;
+    const size_t dim = shape->head_dim;
+    const bool dense = shape->scheme == CAIRN_POSITION_DENSE;
+    if (i >= known->n || !same_query(known->of[i], p)) {
+        const float *q = r->chunk->q + ((size_t)p->row * shape->heads + (size_t)unit->head * per + p->g) * dim;
+        size_t position = (size_t)p->delta * attn_slots(shape) + group->offset0 + (p->row - group->row0);
+        attn_rotate(&step->rope, step->kernels, w->q + i * dim, q, position);
+        step->kernels->scale(w->q + i * dim, 1.0f / sqrtf((float)dim), dim);
+        known->of[i] = p;
+        if (i >= known->n) known->n = i + 1;
+    }
+    w->in[i] = w->q + i * dim;
+    w->weight[i] = dense ? 1.0f : p->weight;
+    w->to[i] = dense ? w->partial + i * dim : out_of(r, unit, p->row, p->g);
+}
+
+/* The tile of pick i; NULL beyond the batch. */
+static const cairn_tile *tile_of(const run *r, const attn_unit *unit, size_t i)
+{
+    return i < unit->n_picks && unit->picks[i].tile < r->tile1 ? &r->step->tiles[unit->picks[i].tile - r->tile0] : NULL;
+}
+
+/* Whether pick i is the only one of its tile, and of the batch. */
+static bool is_alone(const run *r, const attn_unit *unit, size_t i)
+{
+    const cairn_tile *tile = tile_of(r, unit, i);
+    return tile != NULL && tile_of(r, unit, i + 1) != tile && (i == 0 || tile_of(r, unit, i - 1) != tile);
+}
+
+/* Whether tile_attend_two takes the tiles of picks i and i + 1. */
+static bool are_two(const run *r, const attn_unit *unit, const attn_worker *w, size_t i)
+{
+    if (r->step->kernels->tile_attend_two == NULL || r->step->shape->scheme == CAIRN_POSITION_DENSE || w->cap_rows < 2)
+        return false;
+    return is_alone(r, unit, i) && is_alone(r, unit, i + 1) && tile_of(r, unit, i)->dtype == CAIRN_Q8 &&
+           tile_of(r, unit, i)->tokens == tile_of(r, unit, i + 1)->tokens;
+}
+
+/* The unit's picks whose tiles are in the batch, tile by tile, or two of them at a time. */
 static void tiles_item(void *arg, size_t item, size_t worker)
 {
+    enum { LATER = 4 }; /* tiles */
     run *r = arg;
     attn_step *step = r->step;
     const cairn_attention_shape *shape = step->shape;
@@ -154,46 +206,37 @@ static void tiles_item(void *arg, size_t item, size_t worker)
     attn_worker *w = &step->workers[worker];
     const attn_group *group = &r->chunk->groups[unit->group];
     uint32_t per = shape->heads / shape->kv_heads;
-    uint32_t slots = attn_slots(shape);
     size_t dim = shape->head_dim;
     bool dense = shape->scheme == CAIRN_POSITION_DENSE;
-    float scale = 1.0f / sqrtf((float)dim);
-    const attn_pick *turned[TILE_ROWS]; /* whose queries the first rows of w->q are */
-    size_t n_turned = 0;
-
-    enum { LATER = 4 }; /* tiles */
-    bool coming = false;
-    while (unit->cursor < unit->n_picks && unit->picks[unit->cursor].tile < r->tile1) {
-        const attn_pick *first = &unit->picks[unit->cursor];
-        size_t n = 0;
-        while (n < TILE_ROWS && n < w->cap_rows && unit->cursor + n < unit->n_picks && first[n].tile == first->tile) {
-            const attn_pick *p = &first[n];
-            const float *q = r->chunk->q + ((size_t)p->row * shape->heads + (size_t)unit->head * per + p->g) * dim;
-            if (n == n_turned || !same_query(turned[n], p)) {
-                size_t position = (size_t)p->delta * slots + group->offset0 + (p->row - group->row0);
-                attn_rotate(&step->rope, step->kernels, w->q + n * dim, q, position);
-                step->kernels->scale(w->q + n * dim, scale, dim);
-                turned[n] = p;
-                if (n == n_turned) n_turned++;
-            }
-            w->in[n] = w->q + n * dim;
-            w->weight[n] = dense ? 1.0f : p->weight;
-            w->to[n] = dense ? w->partial + n * dim : out_of(r, unit, p->row, p->g);
+    turned known = {.n = 0};
+    size_t coming = 0; /* of the next tiles so many have been asked for */
+    while (tile_of(r, unit, unit->cursor) != NULL) {
+        const size_t at = unit->cursor, together = are_two(r, unit, w, at) ? 2 : 1;
+        const attn_pick *first = &unit->picks[at];
+        cairn_tile tiles[2];
+        size_t n = 0, asked = 0;
+        while (n < TILE_ROWS && n < w->cap_rows && at + n < unit->n_picks &&
+               (n < together || first[n].tile == first->tile)) {
+            prepare_row(r, unit, w, &known, n, &first[n]);
             n++;
         }
-        cairn_tile tile = step->tiles[first->tile - r->tile0];
-        const attn_pick *then = unit->cursor + n < unit->n_picks ? first + n : NULL;
-        tile.coming = coming;
-        coming = then != NULL && then->tile < r->tile1 && then->tile != first->tile;
-        if (coming) tile.next = &step->tiles[then->tile - r->tile0];
-        const size_t later = unit->cursor + LATER * n;
-        if (later < unit->n_picks && unit->picks[later].tile < r->tile1)
-            tile.later = &step->tiles[unit->picks[later].tile - r->tile0];
+        for (size_t t = 0; t < together; t++) {
+            tiles[t] = *tile_of(r, unit, at + t);
+            tiles[t].coming = t < coming;
+            tiles[t].next = tile_of(r, unit, at + n + t);
+            if (t == 0 && tiles[t].next == tile_of(r, unit, at)) tiles[t].next = NULL; /* more rows of the same */
+            if (tiles[t].next != NULL) asked++;
+            tiles[t].later = tile_of(r, unit, at + t + LATER * (together == 2 ? 1 : n));
+        }
+        coming = asked;
         if (dense) memset(w->partial, 0, n * dim * sizeof *w->partial);
-        step->kernels->tile_attend(&tile, n, w->in, w->weight, w->to, dense ? w->lse : NULL, w->tile_scratch);
+        if (together == 2)
+            step->kernels->tile_attend_two(tiles, w->in, w->weight, w->to, w->tile_scratch);
+        else
+            step->kernels->tile_attend(tiles, n, w->in, w->weight, w->to, dense ? w->lse : NULL, w->tile_scratch);
         for (size_t i = 0; dense && i < n; i++) {
-            size_t at = (size_t)(first[i].row - group->row0) * per + first[i].g;
-            merge_dense(unit->acc + 2 * at, out_of(r, unit, first[i].row, first[i].g), w->to[i], w->lse[i], dim);
+            size_t row = (size_t)(first[i].row - group->row0) * per + first[i].g;
+            merge_dense(unit->acc + 2 * row, out_of(r, unit, first[i].row, first[i].g), w->to[i], w->lse[i], dim);
         }
         unit->cursor += n;
     }
@@ -226,7 +269,7 @@ static cairn_status reserve_units(attn_step *step, size_t n)
 /* Any worker may get any unit, so all are made wide enough for the widest. */
 static cairn_status reserve_workers(attn_step *step, const attn_chunk *chunk)
 {
-    size_t widest = 1;
+    size_t widest = 2;                                          /* tiles at a time, for one row */
     uint64_t blocks = chunk->groups[chunk->n_groups - 1].block; /* k beyond this means all of them */
     uint32_t k = step->policy.top_k < blocks ? step->policy.top_k : (uint32_t)blocks;
     if (step->policy.top_k == CAIRN_TOP_K_ALL) k = 1;

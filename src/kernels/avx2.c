@@ -24,6 +24,16 @@ static void tile_attend_avx2(const cairn_tile *tile, size_t nq, const float *con
     attend_by_words(tile, nq, q, weight, out, lse, scratch, cairn_q8_scores_words, cairn_q8_mix_words);
 }
 
+static void tile_attend_two(const cairn_tile *two, const float *const *q, const float *weight, float *const *out,
+                            void *scratch)
+{
+    if (two[0].tokens != 0 && two[0].tokens == two[1].tokens && suits_bytes(&two[0])) {
+        attend_two_by_words(two, q, weight, out, scratch, cairn_q8_scores_words, cairn_q8_mix_words);
+        return;
+    }
+    for (size_t t = 0; t < 2; t++) tile_attend_avx2(&two[t], 1, q + t, weight + t, out + t, NULL, scratch);
+}
+
 const cairn_kernels cairn_kernels_avx2_table = {
     .name = "avx2",
     .dot = dot,
@@ -45,6 +55,7 @@ const cairn_kernels cairn_kernels_avx2_table = {
     .tile_scores = tile_scores,
     .tile_mix = tile_mix,
     .tile_attend = tile_attend_avx2,
+    .tile_attend_two = tile_attend_two,
     .scan_i8 = scan_i8,
     .sketch_most = SKETCH_MOST,
     .sketch_sum = SKETCH_SUM,

@@ -403,3 +403,21 @@ INLINE void attend_by_words(const cairn_tile *tile, size_t nq, const float *cons
         mix(tile, n, s.p, s.p_ld, factor, out + i, &s, i == 0 ? &values : NULL);
     }
 }
+
+/* The same of two tiles of one shape, for a row each. What stands between a tile's products, the greatest,
+ * exponentials, a unit, is one chain of latencies, and two of them take hardly longer than one. */
+INLINE void attend_two_by_words(const cairn_tile *two, const float *const *q, const float *weight, float *const *out,
+                                void *scratch, cairn_q8_scores *scores, cairn_q8_mix *mix)
+{
+    const size_t tokens = two[0].tokens;
+    tile_stream keys[2], values[2];
+    float most[2], sum[2];
+    tile_scratch s = tile_scratch_over(scratch, tokens, two[0].head_dim);
+    for (size_t t = 0; t < 2; t++) begin_streams(&two[t], 1, &keys[t], &values[t]);
+    for (size_t t = 0; t < 2; t++) scores(&two[t], 1, q + t, s.p + t * s.p_ld, s.p_ld, &s, &keys[t]);
+    exp_rows(true, tokens, 2, s.p, s.p_ld, most, sum, NULL); /* one row asks for nothing here */
+    for (size_t t = 0; t < 2; t++) {
+        const float factor = weight[t] / sum[t];
+        mix(&two[t], 1, s.p + t * s.p_ld, s.p_ld, &factor, out + t, &s, &values[t]);
+    }
+}

@@ -107,6 +107,10 @@ typedef struct cairn_kernels {
      * ends a run of tiles: what it took of the processor is given back. */
     void (*tile_attend)(const cairn_tile *tile, size_t nq, const float *const *q, const float *weight,
                         float *const *out, float *lse, void *scratch);
+    /* The same bits of two q8 tiles of one shape that follow each other, for a row each, in less time; `next` and
+     * `later` say what follows both. NULL where it is no faster. */
+    void (*tile_attend_two)(const cairn_tile *two, const float *const *q, const float *weight, float *const *out,
+                            void *scratch);
 
     /* ---- int8 scan: rows interleaved by 16, dim padded to a multiple of 4 with zeros ----
      * element (row r, dim j) is at (r/16)*16*dim + (j/4)*64 + (r%16)*4 + j%4.

@@ -350,9 +350,9 @@ void cairn_sketch_prepare(const cairn_sketch *sketch, const cairn_rows *rows, ca
 enum { CAIRN_LIST_ROOM = CAIRN_CHUNK_ROWS + 2 }; /* of one query, whatever passes: two more are written to */
 typedef struct cairn_sketch_passed {
     size_t first, blocks; /* rows from `first` on, in blocks of SKETCH_BLOCK; 0 blocks: none */
-    uint32_t *at; /* (room): numbers from `first` on of the rows of the first `listed` queries, those of query j from */
-    size_t room;  /* begin[j] on */
-    size_t listed, begin[CAIRN_SCAN_TOGETHER + 1];
+    uint32_t *at;         /* (room): numbers from `first` on, of the first `listed` queries' rows */
+    size_t room, listed;
+    size_t begin[CAIRN_SCAN_TOGETHER + 1]; /* of each listed query's in `at`, and the end of the last one's */
     uint64_t over[CAIRN_SCAN_TOGETHER * (CAIRN_CHUNK_ROWS / 64)]; /* (queries, blocks) a bit a row */
 } cairn_sketch_passed;
 

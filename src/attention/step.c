@@ -269,13 +269,14 @@ static cairn_status reserve_units(attn_step *step, size_t n)
 /* Any worker may get any unit, so all are made wide enough for the widest. */
 static cairn_status reserve_workers(attn_step *step, const attn_chunk *chunk)
 {
-    size_t widest = 2;                                          /* tiles at a time, for one row */
+    size_t widest = 1;
     uint64_t blocks = chunk->groups[chunk->n_groups - 1].block; /* k beyond this means all of them */
     uint32_t k = step->policy.top_k < blocks ? step->policy.top_k : (uint32_t)blocks;
     if (step->policy.top_k == CAIRN_TOP_K_ALL) k = 1;
     for (size_t g = 0; g < chunk->n_groups; g++)
         if (chunk->groups[g].rows > widest) widest = chunk->groups[g].rows;
     widest *= step->shape->heads / step->shape->kv_heads;
+    if (widest < 2) widest = 2; /* tiles at a time, for one row */
     cairn_status st = CAIRN_OK;
     for (size_t i = 0; st == CAIRN_OK && i < cairn_pool_size(step->pool); i++)
         st = attn_worker_reserve(step, &step->workers[i], widest, k);

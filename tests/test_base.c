@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -321,6 +322,29 @@ static void a_pool_that_never_ran_ends_too(void **state)
     }
 }
 
+static void *mask_of_thread(void *mask)
+{
+    pthread_sigmask(SIG_SETMASK, NULL, mask);
+    return mask;
+}
+
+static void a_started_thread_takes_faults_and_no_other_signals(void **state)
+{
+    (void)state;
+    pthread_t thread;
+    sigset_t mask, before, after;
+    pthread_sigmask(SIG_SETMASK, NULL, &before);
+    sigemptyset(&mask);
+    assert_int_equal(cairn_thread_start(&thread, 0, mask_of_thread, &mask), 0);
+    assert_int_equal(pthread_join(thread, NULL), 0);
+    pthread_sigmask(SIG_SETMASK, NULL, &after);
+    for (int s = 1; s < 32; s++) {
+        const bool fault = s == SIGBUS || s == SIGSEGV || s == SIGFPE || s == SIGILL || s == SIGTRAP;
+        if (s != SIGKILL && s != SIGSTOP) assert_int_equal(sigismember(&mask, s), !fault);
+        assert_int_equal(sigismember(&after, s), sigismember(&before, s));
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -334,6 +358,7 @@ int main(void)
         cmocka_unit_test(growing_keeps_the_bytes_and_a_failure_leaves_the_block_alone),
         cmocka_unit_test(the_allocation_named_fails_and_no_other),
         cmocka_unit_test(mapped_memory_is_zeroed_from_a_huge_page_on_and_only_what_is_used_is_there),
+        cmocka_unit_test(a_started_thread_takes_faults_and_no_other_signals),
         cmocka_unit_test(peak_memory_is_what_was_touched_and_does_not_fall),
         cmocka_unit_test(numbers_lie_on_disk_in_the_order_the_format_names),
         cmocka_unit_test(the_hash_is_xxh3_64),

@@ -145,8 +145,8 @@ uint64_t cairn_wall_ns(void); /* since 1970 */
 
 /* ---- threads ---- */
 
-/* Starts a thread that takes no signals: a program's handlers run on its own threads. stack: bytes, 0 as the system has
- * it. Returns 0, or why there is none. */
+/* Starts a thread that takes no signals but for its own faults: a program's handlers run on its own threads. stack:
+ * bytes, 0 as the system has it. Returns 0, or why there is none (an errno). */
 int cairn_thread_start(pthread_t *out, size_t stack, void *(*run)(void *), void *arg);
 
 /* A pool of n workers, the caller being one of them. */

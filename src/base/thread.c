@@ -27,11 +27,13 @@ uint64_t cairn_wall_ns(void)
 
 int cairn_thread_start(pthread_t *out, size_t stack, void *(*run)(void *), void *arg)
 {
+    static const int faults[] = {SIGBUS, SIGSEGV, SIGFPE, SIGILL, SIGTRAP}; /* meant for the thread they arise in */
     pthread_attr_t about;
     sigset_t all, old;
     pthread_attr_init(&about);
     if (stack != 0) pthread_attr_setstacksize(&about, stack);
     sigfillset(&all);
+    for (size_t i = 0; i < sizeof faults / sizeof *faults; i++) sigdelset(&all, faults[i]);
     pthread_sigmask(SIG_SETMASK, &all, &old);
     const int err = pthread_create(out, &about, run, arg);
     pthread_sigmask(SIG_SETMASK, &old, NULL);

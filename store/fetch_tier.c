@@ -320,11 +320,11 @@ static void give_back_fresh(tier *t)
 void tier_resize(tier *t, uint64_t budget)
 {
     tier_unpin(t);
-    drop_next(t);
     size_t capacity = slots_within(t, budget, 0);
     t->budget = budget;
     if (capacity >= t->room) { /* growing, or not yet grown that far */
         t->capacity = capacity;
+        if (!next_is_huge(t)) drop_next(t);
         return;
     }
     capacity = slots_within(t, budget, kept_bytes(t)); /* the arrays stay as long as they are */
@@ -337,6 +337,7 @@ void tier_resize(tier *t, uint64_t budget)
     for (size_t i = 0; i < t->chunks_n && !t->small_pages; i++)
         madvise(t->chunks[i].data, t->chunk_bytes, MADV_NOHUGEPAGE); /* what is given back must not return in heaps */
     t->small_pages = true;
+    drop_next(t);
     give_back_fresh(t);
     while (t->used > t->capacity) {
         release(t, t->heap[0]);

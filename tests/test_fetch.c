@@ -399,6 +399,8 @@ static void a_tier_grows_by_chunks_that_are_touched_before_they_are_needed(void 
         fetch_and_check(fx, fetch, snap, 17, ids, NULL, IN_CHUNK / 2 + 1);
         assert_true(stats_of(fetch).ram_bytes > 2 * CHUNK);
         if (shrinks) {
+            assert_ok(cairn_fetch_set_ram(fetch, 7 << 20)); /* which still has room for it */
+            assert_true(stats_of(fetch).ram_bytes > 2 * CHUNK);
             assert_ok(cairn_fetch_set_ram(fetch, 1 << 20));
             assert_true(stats_of(fetch).ram_bytes <= 1 << 20);
             assert_ok(cairn_fetch_set_ram(fetch, 8 << 20));

@@ -179,20 +179,20 @@ static const cairn_tile *tile_of(const run *r, const attn_unit *unit, size_t i)
     return i < unit->n_picks && unit->picks[i].tile < r->tile1 ? &r->step->tiles[unit->picks[i].tile - r->tile0] : NULL;
 }
 
-/* Whether pick i is the only one of its tile, and of the batch. */
+/* Whether pick i, one of the batch, is the only one of its tile. */
 static bool is_alone(const run *r, const attn_unit *unit, size_t i)
 {
     const cairn_tile *tile = tile_of(r, unit, i);
-    return tile != NULL && tile_of(r, unit, i + 1) != tile && (i == 0 || tile_of(r, unit, i - 1) != tile);
+    return tile_of(r, unit, i + 1) != tile && (i == 0 || tile_of(r, unit, i - 1) != tile);
 }
 
-/* Whether tile_attend_two takes the tiles of picks i and i + 1. */
+/* Whether tile_attend_two takes the tiles of picks i, one of the batch, and i + 1. */
 static bool are_two(const run *r, const attn_unit *unit, const attn_worker *w, size_t i)
 {
-    if (r->step->kernels->tile_attend_two == NULL || r->step->shape->scheme == CAIRN_POSITION_DENSE || w->cap_rows < 2)
-        return false;
-    return is_alone(r, unit, i) && is_alone(r, unit, i + 1) && tile_of(r, unit, i)->dtype == CAIRN_Q8 &&
-           tile_of(r, unit, i)->tokens == tile_of(r, unit, i + 1)->tokens;
+    const cairn_tile *tile = tile_of(r, unit, i), *then = tile_of(r, unit, i + 1);
+    if (tile->dtype != CAIRN_Q8 || r->step->kernels->tile_attend_two == NULL) return false;
+    if (r->step->shape->scheme == CAIRN_POSITION_DENSE || w->cap_rows < 2) return false;
+    return then != NULL && then->tokens == tile->tokens && is_alone(r, unit, i) && is_alone(r, unit, i + 1);
 }
 
 /* The unit's picks whose tiles are in the batch, tile by tile, or two of them at a time. */
